@@ -1,0 +1,1 @@
+"""The command line of agentd, an ordinary client of its API."""
