@@ -1,0 +1,1 @@
+"""Processes: start, identify, watch, signal, sweep. The only package that touches the process table."""

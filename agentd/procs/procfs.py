@@ -1,0 +1,90 @@
+"""What /proc tells about a process. Every reader answers `None` or nothing for a process that is gone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+PROC = "/proc"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStat:
+    """One line of /proc/<pid>/stat."""
+
+    pid: int
+    state: str
+    parent: int
+    group: int
+    session: int
+    start_time: int
+    """Clock ticks since boot."""
+
+
+def read_stat(pid: int) -> ProcessStat | None:
+    """The process of this pid now, zombies included."""
+    line = _read(f"{PROC}/{pid}/stat")
+    if not line:
+        return None
+    # The name before the last ")" may hold anything, spaces and brackets too.
+    fields = line[line.rindex(b")") + 2 :].split()
+    return ProcessStat(
+        pid=pid,
+        state=fields[0].decode(),
+        parent=int(fields[1]),
+        group=int(fields[2]),
+        session=int(fields[3]),
+        start_time=int(fields[19]),
+    )
+
+
+def processes() -> Iterator[ProcessStat]:
+    """Every process that can be seen; a snapshot that ages while it is read."""
+    for name in os.listdir(PROC):
+        if name.isdigit():
+            stat = read_stat(int(name))
+            if stat is not None:
+                yield stat
+
+
+def is_finished(stat: ProcessStat) -> bool:
+    """Whether it runs no more and only waits to be reaped."""
+    if stat.state in ("X", "x"):
+        return True
+    # The first thread of a process may have ended while others still run: a zombie that works.
+    return stat.state == "Z" and len(_tasks(stat.pid)) <= 1
+
+
+def read_environ(pid: int) -> bytes:
+    """The environment it was started with; empty if it is not ours to read, gone or a zombie."""
+    return _read(f"{PROC}/{pid}/environ") or b""
+
+
+def wait_channel(pid: int) -> str:
+    """Where in the kernel it sleeps, for reports about processes that do not die."""
+    text = (_read(f"{PROC}/{pid}/wchan") or b"").decode(errors="replace").strip()
+    return "" if text == "0" else text
+
+
+def _tasks(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"{PROC}/{pid}/task")
+    except OSError:
+        return []
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        parts = []
+        while part := os.read(fd, 65536):
+            parts.append(part)
+        return b"".join(parts)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
