@@ -1,11 +1,71 @@
-PYTHON ?= python3
-VENV   := .venv
+# Needs Python >= 3.10, git and make; everything else is built into .venv.   make help
 
-$(VENV)/.stamp: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --upgrade -q pip
-	$(VENV)/bin/python -m pip install -q -e '.[dev]'
-	touch $@
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS   += --no-print-directory
+.DEFAULT_GOAL := help
 
-.PHONY: venv
-venv: $(VENV)/.stamp
+PYTHON   ?= python3
+WORKERS  ?= 2
+ARGS     ?=
+VENV     := .venv
+BIN      := $(VENV)/bin
+STAMP    := $(VENV)/.stamp
+PYTEST    = $(BIN)/python -m pytest $(ARGS)
+PARALLEL  = -n $(WORKERS) --dist worksteal
+STAGE     = $(BIN)/python tools/stage.py
+
+.PHONY: help venv proto gates unit contract integration e2e test demo bench soak test-deps clean
+
+help:  ## show what can be made
+	@echo "agentd: make <target>   (PYTHON=python3.12 picks an interpreter, ARGS='-k name' reaches pytest)"
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
+
+venv: $(STAMP)  ## build .venv with agentd, agentctl and the tools (quick when it is there)
+
+# The stamp holds what was installed from: a touched but unchanged pyproject.toml costs nothing.
+$(STAMP): pyproject.toml tools/venv.py
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here: install Python >= 3.10 or say PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) tools/venv.py $(VENV)
+
+proto:  ## regenerate agentd/v1 from proto/ with the pinned old tools of .venv-proto
+	@$(PYTHON) tools/protogen.py
+
+gates: venv  ## format, lint, types, import contracts, fresh stubs, proto lint
+	@$(STAGE) "ruff format" -- $(BIN)/ruff format --check --quiet .
+	@$(STAGE) "ruff lint" -- $(BIN)/ruff check --quiet .
+	@$(STAGE) "mypy" -- $(BIN)/mypy
+	@$(STAGE) "import contracts" -- $(BIN)/lint-imports
+	@$(STAGE) "fresh stubs" -- $(BIN)/python tools/protogen.py --check
+	@$(STAGE) "buf lint" -- $(BIN)/python tools/buflint.py
+
+unit: venv  ## pure tests, seconds
+	@$(STAGE) "unit tests" -- $(PYTEST) $(PARALLEL) tests/unit
+
+contract: venv  ## the same claims against torch's behaviour and against ours
+	@$(STAGE) "contract tests" -- $(PYTEST) $(PARALLEL) tests/contract
+
+integration: venv  ## tests with real processes on this machine
+	@$(STAGE) "integration tests" -- $(PYTEST) $(PARALLEL) tests/integration
+
+e2e: venv  ## whole fleets: daemons, client and command line together
+	@$(STAGE) "end-to-end tests" -- $(PYTEST) $(PARALLEL) tests/e2e
+
+test: gates  ## all gates, then all tests; under ten minutes on two cores
+	@$(STAGE) "tests" -- $(PYTEST) $(PARALLEL) tests
+
+demo: venv  ## three agentds, a killed worker, its recovery: under a minute
+	@$(BIN)/python examples/demo.py
+
+bench: venv  ## first figures, beside torchrun's where torch is installed
+	@$(BIN)/python -m benchmarks
+
+soak: venv  ## the tests that run for minutes
+	@$(PYTEST) -m soak --timeout 1800 tests
+
+test-deps: venv  ## what the optional tests need: torch by pip, buf and grpc-js by npm, system packages by apt when root
+	@$(BIN)/python tools/testdeps.py
+
+clean:  ## remove what make built
+	rm -rf $(VENV) .venv-proto build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
