@@ -1,0 +1,44 @@
+"""gRPC channel and server options as data, and why each is set."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MESSAGE_LIMIT: Final = 4 * 1024 * 1024
+"""Bytes of one message, both ways."""
+
+CHUNK_LIMIT: Final = 256 * 1024
+"""Bytes of one piece of a log."""
+
+_KEEPALIVE_MS: Final = 10_000
+
+Options = tuple[tuple[str, int | str], ...]
+
+CLIENT_OPTIONS: Final[Options] = (
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    # Without this a frozen peer is noticed after 70 s whatever the two above say.
+    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # http_proxy would hijack even calls to localhost.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT),
+)
+
+SERVER_OPTIONS: Final[Options] = (
+    # Two daemons on one port would share its calls silently.
+    ("grpc.so_reuseport", 0),
+    # The default policy kills a client that pings every 10 s after 30 s.
+    ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT),
+)
