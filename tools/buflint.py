@@ -1,4 +1,4 @@
-"""Lints proto/ with buf when buf is here. Outside CI a missing buf is said and forgiven; in CI it is an error."""
+"""Lints proto/ with buf. Where there is no buf, that is said and forgiven; in CI it is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Installs what the tests can use beyond .venv: torch, buf and grpc-js, and a few system packages when run as root.
+"""Installs what the tests can use beyond .venv: torch, buf, grpc-js and, as root, system packages.
 
     .venv/bin/python tools/testdeps.py
 
@@ -17,7 +17,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 NODE_HOME = REPO / "build" / "node"
 
-# A range could pull gigabytes of CUDA libraries; torch warns when numpy is missing, and warnings are errors here.
+# A range could pull gigabytes; torch warns when numpy is missing, and warnings are errors here.
 PYPI = ("torch==2.13.0", "numpy")
 NPM = {"@bufbuild/buf": "1.75.0", "@grpc/grpc-js": "1.14.7", "@grpc/proto-loader": "0.8.1"}
 APT = {"node": "nodejs", "npm": "npm", "ip": "iproute2"}  # command -> package that brings it

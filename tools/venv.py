@@ -1,4 +1,4 @@
-"""Builds the project's virtual environment, or leaves it alone when it was built from the same pyproject.toml.
+"""Builds the project's virtual environment, or leaves alone one built from the same pyproject.toml.
 
     python3 tools/venv.py .venv
 
@@ -47,9 +47,8 @@ def _build(target: Path) -> int:
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
     _run([*pip, "--editable", f"{REPO}[dev]"])
     stamp.write_text(wanted)
-    print(
-        f"venv: ready in {time.monotonic() - began:.0f} s: {target.name}/bin/agentd, {target.name}/bin/agentctl"
-    )
+    took = time.monotonic() - began
+    print(f"venv: ready in {took:.0f} s: {target.name}/bin/agentd, {target.name}/bin/agentctl")
     return 0
 
 
@@ -58,7 +57,7 @@ def _recipe() -> str:
     return hashlib.sha256((REPO / "pyproject.toml").read_bytes()).hexdigest() + "\n"
 
 
-def _run(command: list) -> None:
+def _run(command: "list[str]") -> None:
     done = subprocess.run(command, cwd=str(REPO), check=False)
     if done.returncode:
         print(f"venv: exit code {done.returncode} from: {' '.join(command)}", file=sys.stderr)
