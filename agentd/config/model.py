@@ -1,0 +1,87 @@
+"""The configuration of one agentd, as values. Where each came from is `agentd.config.load`'s business."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agentd.api.targets import default_socket
+
+
+class LogFormat(str, enum.Enum):
+    """How a log line looks."""
+
+    TEXT = "text"
+    JSON = "json"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class LogLevel(str, enum.Enum):
+    """The least important event that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """What agentd says about itself, on standard error."""
+
+    format: LogFormat = LogFormat.TEXT
+    level: LogLevel = LogLevel.INFO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainConfig:
+    """How agentd goes away."""
+
+    grace: float | None = None
+    """Most seconds from SIGTERM to SIGKILL for workers when agentd drains. None: each run's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything an operator can choose."""
+
+    node_id: str
+    """This node's name in every status. Unique in a fleet."""
+    state_dir: str
+    """Journal, sockets and logs. One agentd at a time owns it."""
+    listen: tuple[str, ...]
+    """Targets to serve on."""
+    advertise_addr: str = ""
+    """HOST[:PORT] that other machines are told. Empty: found from what is bound and from the route."""
+    port_file: str = ""
+    """Gets the bound addresses, one on a line, once agentd serves."""
+    insecure: bool = False
+    """Allows addresses beyond loopback although nobody is asked who they are."""
+    log: LogConfig = LogConfig()
+    drain: DrainConfig = DrainConfig()
+
+
+SYSTEM_STATE_DIR = "/var/lib/agentd"
+
+
+def default_config(environ: Mapping[str, str], *, uid: int, hostname: str) -> Config:
+    """The configuration nobody chose."""
+    return Config(
+        node_id=hostname,
+        state_dir=default_state_dir(environ, uid=uid),
+        listen=(str(default_socket(environ, uid)),),
+    )
+
+
+def default_state_dir(environ: Mapping[str, str], *, uid: int) -> str:
+    """The state directory of user `uid`: the system's for root, else the XDG one."""
+    if uid == 0:
+        return SYSTEM_STATE_DIR
+    state_home = environ.get("XDG_STATE_HOME") or f"{environ.get('HOME', '')}/.local/state"
+    return f"{state_home}/agentd"

@@ -1,0 +1,136 @@
+"""Every setting by its key in the file: how the environment and the command line name it, how it is read."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from agentd.api.errors import InvalidSpec
+from agentd.api.targets import parse_target
+from agentd.api.types import NAME
+from agentd.config.model import LogFormat, LogLevel
+
+E = TypeVar("E", bound=enum.Enum)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One leaf of the configuration tree."""
+
+    key: str
+    env: str
+    flag: str
+    """Empty: there is none."""
+    read: Callable[[object], object]
+    """Text or a TOML value to the value itself. Raises `ValueError` with what is wrong."""
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a text")  # noqa: TRY004 (one kind of error for all readers)
+    return value
+
+
+def _node_id(value: object) -> str:
+    name = _text(value)
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a name: 1 to 128 of A-Z a-z 0-9 . _ -, not starting with a dot")
+    return name
+
+
+def _path(value: object) -> str:
+    path = _text(value)
+    if not path:
+        raise ValueError("the path is empty")
+    if "\0" in path:
+        raise ValueError("a path holds no NUL")
+    return str(Path.cwd() / Path(path).expanduser())
+
+
+def _optional_path(value: object) -> str:
+    return _path(value) if _text(value) else ""
+
+
+def _target(text: str) -> str:
+    try:
+        return str(parse_target(text))
+    except InvalidSpec as error:
+        raise ValueError(error.facts["problem"]) from None
+
+
+def _targets(value: object) -> tuple[str, ...]:
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not items:
+        raise ValueError(f"{value!r} is not a list of targets")
+    targets = tuple(_target(_text(item).strip()) for item in items)
+    repeated = next((target for target in targets if targets.count(target) > 1 and ":0" not in target), None)
+    if repeated:
+        raise ValueError(f"{repeated} stands there twice")
+    return targets
+
+
+def _advertised(value: object) -> str:
+    text = _text(value)
+    if not text:
+        return ""
+    try:
+        target = parse_target(text, default_port=0)
+    except InvalidSpec as error:
+        raise ValueError(error.facts["problem"]) from None
+    if target.is_unix:
+        raise ValueError("a Unix socket cannot be reached from other machines; give HOST or HOST:PORT")
+    return text
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = value.lower() if isinstance(value, str) else ""
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{value!r} is not true or false")
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, str) and not value:
+        return None
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{value!r} is not a number of seconds")
+    return seconds
+
+
+def _one_of(kind: type[E]) -> Callable[[object], E]:
+    def read(value: object) -> E:
+        try:
+            return kind(value)
+        except ValueError:
+            known = " or ".join(str(member.value) for member in kind)
+            raise ValueError(f"{value!r} is not {known}") from None
+
+    return read
+
+
+SETTINGS: Mapping[str, Setting] = {
+    setting.key: setting
+    for setting in (
+        Setting("node_id", "AGENTD_NODE_ID", "--node-id", _node_id),
+        Setting("state_dir", "AGENTD_STATE_DIR", "--state-dir", _path),
+        Setting("listen", "AGENTD_LISTEN", "--listen", _targets),
+        Setting("advertise_addr", "AGENTD_ADVERTISE_ADDR", "--advertise-addr", _advertised),
+        Setting("port_file", "AGENTD_PORT_FILE", "--port-file", _optional_path),
+        Setting("insecure", "AGENTD_INSECURE", "--insecure", _flag),
+        Setting("log.format", "AGENTD_LOG_FORMAT", "--log-format", _one_of(LogFormat)),
+        Setting("log.level", "AGENTD_LOG_LEVEL", "--log-level", _one_of(LogLevel)),
+        Setting("drain.grace", "AGENTD_DRAIN_GRACE", "--drain-grace", _seconds),
+    )
+}

@@ -1,0 +1,108 @@
+"""Which address of this node others are told.
+
+The flag; else a specific bound address; else the local address of the route to the hub. Names from
+the resolver are never guessed: a host's own idea of its name often means nothing to others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agentd.api.targets import Target, parse_target
+from agentd.daemon.listen import is_loopback, is_wildcard
+
+LOOPBACK = "127.0.0.1"
+_ELSEWHERE = ("192.0.2.1", "2001:db8::1")
+"""Addresses reserved for documentation: no packet is sent, the kernel only picks the way out."""
+_ROUTE_TIMEOUT = 5.0
+"""Seconds the resolver has for a hub's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advertised:
+    """What one run is told about this node."""
+
+    address: str
+    """Target of its agentd."""
+    host: str
+    """Where its workers can be reached: MASTER_ADDR if rank 0 is here."""
+
+
+class AdvertisedAddress:
+    """Answers, for each hub, how this node is reached from there."""
+
+    def __init__(self, flag: str, bound: Sequence[Target]) -> None:
+        self._tcp = tuple(target for target in bound if not target.is_unix)
+        self._unix = tuple(target for target in bound if target.is_unix)
+        self._flag = parse_target(flag, default_port=0) if flag else None
+
+    @property
+    def default(self) -> str:
+        """The address shown where no hub is in question."""
+        return self._at(self._host_without_hub()).address
+
+    async def for_hub(self, hub_address: str = "") -> Advertised:
+        """How the members of a run reach this node. An empty `hub_address`: this node is the hub."""
+        fixed = self._fixed_host()
+        if fixed:
+            return self._at(fixed)
+        if not hub_address:
+            return self._at(self._host_without_hub())
+        hub = parse_target(hub_address)
+        if hub.is_unix:
+            return self._at(self._loopback_host())
+        return self._at(await _route_to(hub) or self._host_without_hub())
+
+    def _fixed_host(self) -> str:
+        if self._flag:
+            return self._flag.host
+        return next((t.host for t in self._tcp if not is_wildcard(t.host) and not is_loopback(t.host)), "")
+
+    def _host_without_hub(self) -> str:
+        fixed = self._fixed_host()
+        if fixed or not any(is_wildcard(target.host) for target in self._tcp):
+            return fixed or self._loopback_host()
+        return next(filter(None, (local_address_to(host, 9) for host in _ELSEWHERE)), self._loopback_host())
+
+    def _loopback_host(self) -> str:
+        return next((target.host for target in self._tcp if is_loopback(target.host)), LOOPBACK)
+
+    def _at(self, host: str) -> Advertised:
+        """The target that serves `host`; a Unix socket if nothing else is bound."""
+        if self._flag and self._flag.port:
+            return Advertised(str(self._flag), host)
+        if self._flag and self._tcp:
+            return Advertised(str(Target(host=host, port=self._tcp[0].port)), host)
+        serving = [t for t in self._tcp if t.host == host] or [t for t in self._tcp if is_wildcard(t.host)]
+        if serving:
+            return Advertised(str(Target(host=host, port=serving[0].port)), host)
+        return Advertised(str((*self._tcp, *self._unix)[0]), host)
+
+
+def local_address_to(host: str, port: int) -> str:
+    """The address this machine would speak from; empty where there is no way. May ask the resolver."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    except OSError:
+        return ""
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.connect(address)
+                return str(probe.getsockname()[0])
+        except OSError:
+            continue
+    return ""
+
+
+async def _route_to(target: Target) -> str:
+    loop = asyncio.get_running_loop()
+    # A name may have to be asked for: never on the loop, and never for long.
+    asking = loop.run_in_executor(None, local_address_to, target.host, target.port)
+    try:
+        return await asyncio.wait_for(asking, _ROUTE_TIMEOUT)
+    except asyncio.TimeoutError:
+        return ""
