@@ -1,0 +1,609 @@
+"""One worker group's life, pure: `step(state, event, now) -> (state, effects)`.
+
+The supervisor of a group feeds events in and performs the effects; nothing else changes a group's status.
+The host below (a process) and the hub above (another machine, perhaps) may each be late, repeat themselves or
+vanish: an event about a round that is over changes nothing, and every question to a host has a deadline.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from agentd.api.types import TERMINAL, Failure, GroupStatus, Phase, WorkerState, WorkerStatus
+from agentd.core.lifecycle import END, Event, transition, worker_state
+
+STOP_MARGIN = 15.0
+"""How long past the grace a host may take to stop its workers: its own SIGKILL verdict needs 5 s of it."""
+MAX_HOST_LOSSES = 3
+"""Hosts lost in a row, without one that started its workers, until the group gives up."""
+
+
+class HostState(enum.Enum):
+    """What there is of the group's host process."""
+
+    NONE = "none"
+    LIVE = "live"
+    """Spawned, met or not."""
+    LEAVING = "leaving"
+    """Its workers succeeded; it exits by itself."""
+    SWEEPING = "sweeping"
+    """It ended; what it left is being ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A member's place in a formed round."""
+
+    round: int
+    group_rank: int
+    group_world_size: int
+    rank_base: int
+    world_size: int
+    role_rank_base: int
+    role_world_size: int
+    master_addr: str
+    master_port: int
+    restart_count: int
+    max_restarts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How the group is to end once nothing of it runs."""
+
+    phase: Phase
+    reason: str
+    kill_at: float
+    """When the workers' grace is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupState:
+    """All there is to know about a group between two events."""
+
+    role: str
+    local_world_size: int
+    stop_grace: float
+    phase: Phase = Phase.PENDING
+    unhealthy: bool = False
+    host: HostState = HostState.NONE
+    host_pid: int = 0
+    round: int = 0
+    """The newest round the group had a place in."""
+    gone_round: int = 0
+    """The newest round of which nothing runs here and the hub was told so."""
+    stopped_round: int = 0
+    """The newest round the hub wants stopped."""
+    group_rank: int | None = None
+    awaiting_place: bool = False
+    workers: tuple[WorkerStatus, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    reason: str = ""
+    unkillable: str = ""
+    host_losses: int = 0
+    ending: Ending | None = None
+    overdue_at: float | None = None
+    """When a host that was asked to stop counts as stuck."""
+
+    def as_status(self) -> GroupStatus:
+        """The group as callers see it."""
+        return GroupStatus(
+            role=self.role,
+            phase=self.phase,
+            worker_state=worker_state(self.phase, unhealthy=self.unhealthy),
+            group_rank=self.group_rank,
+            workers=self.workers,
+            round=self.round,
+            reason=self.reason,
+            host_pid=self.host_pid,
+            local_world_size=self.local_world_size,
+            failures=self.failures,
+        )
+
+
+# --- events: from the supervisor and the host ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The group was admitted and journalled."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostSpawned:
+    """The host process exists."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostReady:
+    """No worker runs; the host holds `master_port` for rank 0 of the next round."""
+
+    master_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersStarted:
+    """All workers of the round run."""
+
+    round: int
+    workers: tuple[WorkerStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """One worker of the round ended, by itself or torn down."""
+
+    round: int
+    local_rank: int
+    exit_code: int | None
+    signal: int | None
+    torn_down: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersFailed:
+    """The group cannot go on in this round. `ages`: seconds since each failure."""
+
+    round: int
+    failures: tuple[Failure, ...] = ()
+    ages: tuple[float, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersDone:
+    """All workers of the round succeeded; the host exits next."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersUnkillable:
+    """SIGKILL did not end these within the host's bound."""
+
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostEnding:
+    """The host says why it exits."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostDied:
+    """The host process is gone, or could not be started."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """Nothing of the host is left but `leftover` (a description of what cannot be killed)."""
+
+    leftover: str = ""
+
+
+# --- events: from the hub and from callers ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The hub formed a round with this group in it."""
+
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class MadeSpare:
+    """The hub's round is full."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStopped:
+    """The hub wants the workers of `round` gone."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run is over, or this node leaves it. A second one only shortens the grace."""
+
+    phase: Phase
+    reason: str
+    grace: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed: the only event that judges a deadline."""
+
+
+GroupEvent: TypeAlias = (
+    Begin
+    | HostSpawned
+    | HostReady
+    | WorkersStarted
+    | WorkerExited
+    | WorkersFailed
+    | WorkersDone
+    | WorkersUnkillable
+    | HostEnding
+    | HostDied
+    | Swept
+    | Placed
+    | MadeSpare
+    | RoundStopped
+    | Finish
+    | Tick
+)
+
+# --- effects ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartHost:
+    """Spawn a host for the group."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendPlacement:
+    """Tell the host its place: it starts the workers."""
+
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class SendStopRound:
+    """Tell the host to stop the workers of the round and report ready."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendFinish:
+    """Tell the host to stop whatever runs and exit."""
+
+    phase: Phase
+    reason: str
+    grace: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """End the host, if it is there, and everything it left; answer with `Swept`."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubReady:
+    """The member wants its first place."""
+
+    master_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class HubGone:
+    """Nothing of the round runs here; the member wants a place in the next, unless `unkillable`."""
+
+    round: int
+    master_port: int
+    unkillable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HubFailed:
+    """The member's part of the round failed."""
+
+    round: int
+    failures: tuple[Failure, ...]
+    ages: tuple[float, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubDone:
+    """The member's part of the round succeeded."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class HubLeave:
+    """The member takes no further part."""
+
+    reason: str
+
+
+Effect: TypeAlias = (
+    StartHost
+    | SendPlacement
+    | SendStopRound
+    | SendFinish
+    | Sweep
+    | HubReady
+    | HubGone
+    | HubFailed
+    | HubDone
+    | HubLeave
+)
+Step: TypeAlias = tuple[GroupState, tuple[Effect, ...]]
+
+
+def step(state: GroupState, event: GroupEvent, now: float) -> Step:
+    """The group after `event`, and what is to be done about it. `now` is monotonic."""
+    if state.phase in TERMINAL:
+        return state, ()
+    return _dispatch(state, event, now)
+
+
+def _begin(state: GroupState, _event: Begin, _now: float) -> Step:
+    return _host_again(state, ())
+
+
+def _host_spawned(state: GroupState, event: HostSpawned, _now: float) -> Step:
+    return replace(state, host_pid=event.pid), ()
+
+
+def _host_ready(state: GroupState, event: HostReady, _now: float) -> Step:
+    if state.ending or state.host is not HostState.LIVE:
+        return state, ()
+    gone = state.round > state.gone_round
+    tell: Effect = HubGone(state.round, event.master_port) if gone else HubReady(event.master_port)
+    state = _moved(state, Event.READY)
+    return replace(
+        state,
+        awaiting_place=True,
+        gone_round=state.round,
+        group_rank=None,
+        overdue_at=None,
+        unhealthy=False,
+        reason="waiting for a round to form",
+    ), (tell,)
+
+
+def _placed(state: GroupState, event: Placed, _now: float) -> Step:
+    placement = event.placement
+    if state.ending or placement.round <= state.round:
+        return state, ()
+    could_start = state.awaiting_place
+    state = replace(
+        _moved(state, Event.PLACED),
+        round=placement.round,
+        group_rank=placement.group_rank,
+        awaiting_place=False,
+        reason="starting workers",
+    )
+    if not could_start:
+        # Its host died while the round formed: the round cannot start here.
+        reason = "the host was lost while the round formed"
+        return state, (HubFailed(placement.round, (), (), reason),)
+    return state, (SendPlacement(placement),)
+
+
+def _made_spare(state: GroupState, event: MadeSpare, _now: float) -> Step:
+    if state.ending:
+        return state, ()
+    return replace(_moved(state, Event.SPARE), group_rank=None, reason=event.reason), ()
+
+
+def _workers_started(state: GroupState, event: WorkersStarted, _now: float) -> Step:
+    if event.round != state.round or state.host is not HostState.LIVE:
+        return state, ()
+    state = _moved(state, Event.STARTED)
+    # The reason of a stop that overtook the start is worth more than none.
+    reason = "" if state.phase is Phase.RUNNING else state.reason
+    return replace(state, workers=event.workers, host_losses=0, reason=reason), ()
+
+
+def _worker_exited(state: GroupState, event: WorkerExited, _now: float) -> Step:
+    if event.round != state.round:
+        return state, ()
+    workers = tuple(
+        _ended_worker(worker, event) if worker.local_rank == event.local_rank else worker
+        for worker in state.workers
+    )
+    return replace(state, workers=workers), ()
+
+
+def _workers_failed(state: GroupState, event: WorkersFailed, _now: float) -> Step:
+    if event.round != state.round or state.round <= state.gone_round:
+        return state, ()
+    reason = event.reason or _failure_sentence(event.failures)
+    state = replace(_moved(state, Event.WORKER_FAILED), unhealthy=True, failures=event.failures)
+    if not state.ending:
+        state = replace(state, reason=reason)
+    # Told to the hub also while stopping: the first failure of the run may be this one.
+    return state, (HubFailed(event.round, event.failures, event.ages, event.reason),)
+
+
+def _workers_done(state: GroupState, event: WorkersDone, _now: float) -> Step:
+    if event.round != state.round or state.host is not HostState.LIVE:
+        return state, ()
+    state = replace(state, host=HostState.LEAVING)
+    if state.ending or state.phase is not Phase.RUNNING:
+        # A stop crossed the success: the hub counts the round as stopped.
+        return state, ()
+    state = _moved(state, Event.DONE)
+    return replace(state, reason="done; other members still run"), (HubDone(event.round),)
+
+
+def _workers_unkillable(state: GroupState, event: WorkersUnkillable, now: float) -> Step:
+    return _give_up(replace(state, unkillable=event.description), now)
+
+
+def _host_ending(state: GroupState, event: HostEnding, _now: float) -> Step:
+    # The sentence of an ending that was asked for is already there.
+    return (state if state.ending else replace(state, reason=event.reason)), ()
+
+
+def _host_died(state: GroupState, event: HostDied, _now: float) -> Step:
+    if state.host in (HostState.NONE, HostState.SWEEPING):
+        return state, ()
+    expected = state.host is HostState.LEAVING or state.ending is not None
+    running = state.round > state.gone_round and state.stopped_round < state.round
+    state = replace(
+        state, host=HostState.SWEEPING, host_pid=0, awaiting_place=False, workers=_all_ended(state.workers)
+    )
+    if expected:
+        return state, (Sweep(),)
+    reason = f"the host was lost: {event.reason}"
+    state = replace(_moved(state, Event.HOST_LOST), host_losses=state.host_losses + 1, reason=reason)
+    if not running:
+        return state, (Sweep(),)
+    return state, (HubFailed(state.round, (), (), reason), Sweep())
+
+
+def _swept(state: GroupState, event: Swept, now: float) -> Step:
+    if state.host is not HostState.SWEEPING:
+        return state, ()
+    state = replace(state, host=HostState.NONE, overdue_at=None)
+    if event.leftover and not state.unkillable:
+        state = replace(state, unkillable=event.leftover)
+    if state.unkillable:
+        return _give_up(state, now)
+    if state.ending:
+        return _ended(state, state.ending.phase, state.ending.reason), ()
+    return _host_again(state, ())
+
+
+def _round_stopped(state: GroupState, event: RoundStopped, now: float) -> Step:
+    if state.ending or event.round != state.round or event.round <= state.gone_round:
+        return state, ()
+    state = replace(_moved(state, Event.STOP_ROUND), stopped_round=event.round, reason=event.reason)
+    if state.host is HostState.LIVE:
+        state = replace(state, overdue_at=now + state.stop_grace + STOP_MARGIN)
+        return state, (SendStopRound(event.round, event.reason),)
+    return _host_again(state, ())
+
+
+def _finish(state: GroupState, event: Finish, now: float) -> Step:
+    grace = state.stop_grace if event.grace is None else event.grace
+    if state.ending is None:
+        ending = Ending(phase=event.phase, reason=event.reason, kill_at=now + grace)
+    elif now + grace < state.ending.kill_at:
+        ending = replace(state.ending, kill_at=now + grace)
+    else:
+        return state, ()
+    state = replace(_moved(state, Event.FINISH), ending=ending, reason=ending.reason)
+    if state.host is HostState.NONE:
+        return _ended(state, ending.phase, ending.reason), ()
+    state = replace(state, overdue_at=ending.kill_at + STOP_MARGIN)
+    if state.host is HostState.LIVE:
+        return state, (SendFinish(ending.phase, ending.reason, grace),)
+    return state, ()
+
+
+def _tick(state: GroupState, _event: Tick, now: float) -> Step:
+    if state.overdue_at is None or now < state.overdue_at:
+        return state, ()
+    state = replace(state, overdue_at=None)
+    if state.host not in (HostState.LIVE, HostState.LEAVING):
+        return state, ()
+    # A stuck host is ended as a lost one; its exit is reported by whoever watches the process.
+    return replace(state, reason="the host did not stop its workers in time"), (Sweep(),)
+
+
+def _host_again(state: GroupState, effects: tuple[Effect, ...]) -> Step:
+    """Start a host if one is wanted now."""
+    if state.host is not HostState.NONE or state.ending:
+        return state, effects
+    if state.phase is Phase.DONE:
+        return state, effects
+    if state.round > state.gone_round and state.stopped_round < state.round:
+        # Until the hub has judged the loss, it may as well say that the run is over.
+        return state, effects
+    if state.host_losses >= MAX_HOST_LOSSES:
+        reason = f"{state.reason}; {state.host_losses} hosts in a row were lost before any worker started"
+        return _ended(state, Phase.FAILED, reason), (*effects, HubLeave(reason))
+    return replace(state, host=HostState.LIVE), (*effects, StartHost())
+
+
+def _give_up(state: GroupState, now: float) -> Step:
+    """Processes that SIGKILL does not end: nothing may start here again."""
+    reason = f"UNKILLABLE: {state.unkillable}"
+    tell: tuple[Effect, ...] = ()
+    if state.round > state.gone_round:
+        tell = (HubGone(state.round, 0, state.unkillable),)
+    elif not state.ending:
+        tell = (HubLeave(reason),)
+    state = replace(state, gone_round=state.round)
+    if state.host is HostState.NONE:
+        return _ended(state, Phase.LOST, reason), tell
+    ending = Ending(phase=Phase.LOST, reason=reason, kill_at=now)
+    state = replace(_moved(state, Event.FINISH), ending=ending, reason=reason, overdue_at=now + STOP_MARGIN)
+    return state, (*tell, SendFinish(Phase.LOST, reason, 0.0))
+
+
+def _moved(state: GroupState, event: Event) -> GroupState:
+    return replace(state, phase=transition(state.phase, event))
+
+
+def _ended(state: GroupState, phase: Phase, reason: str) -> GroupState:
+    state = _moved(state, END[phase])
+    return replace(
+        state,
+        reason=reason,
+        host=HostState.NONE,
+        host_pid=0,
+        overdue_at=None,
+        awaiting_place=False,
+        workers=_all_ended(state.workers),
+    )
+
+
+def _ended_worker(worker: WorkerStatus, event: WorkerExited) -> WorkerStatus:
+    if event.torn_down:
+        ended = WorkerState.STOPPED
+    else:
+        ended = WorkerState.SUCCEEDED if event.exit_code == 0 else WorkerState.FAILED
+    return replace(worker, state=ended, exit_code=event.exit_code, signal=event.signal)
+
+
+def _all_ended(workers: tuple[WorkerStatus, ...]) -> tuple[WorkerStatus, ...]:
+    return tuple(
+        replace(worker, state=WorkerState.STOPPED) if WorkerState.is_running(worker.state) else worker
+        for worker in workers
+    )
+
+
+def _failure_sentence(failures: tuple[Failure, ...]) -> str:
+    if not failures:
+        return "the group failed"
+    first = failures[0]
+    how = f"signal {first.signal}" if first.signal is not None else f"exit code {first.exit_code}"
+    return f"rank {first.rank} (pid {first.pid}) ended with {how}"
+
+
+_HANDLERS: dict[type, Callable[..., Step]] = {
+    Begin: _begin,
+    HostSpawned: _host_spawned,
+    HostReady: _host_ready,
+    WorkersStarted: _workers_started,
+    WorkerExited: _worker_exited,
+    WorkersFailed: _workers_failed,
+    WorkersDone: _workers_done,
+    WorkersUnkillable: _workers_unkillable,
+    HostEnding: _host_ending,
+    HostDied: _host_died,
+    Swept: _swept,
+    Placed: _placed,
+    MadeSpare: _made_spare,
+    RoundStopped: _round_stopped,
+    Finish: _finish,
+    Tick: _tick,
+}
+
+
+def _dispatch(state: GroupState, event: GroupEvent, now: float) -> Step:
+    return _HANDLERS[type(event)](state, event, now)
