@@ -15,7 +15,7 @@ PYTEST    = $(BIN)/python -m pytest $(ARGS)
 PARALLEL  = -n $(WORKERS) --dist worksteal
 STAGE     = $(BIN)/python tools/stage.py
 
-.PHONY: help venv proto gates unit contract integration e2e test demo bench soak test-deps clean
+.PHONY: help venv proto gates unit integration e2e test demo bench soak test-deps clean
 
 help:  ## show what can be made
 	@echo "agentd: make <target>   (PYTHON=python3.12 picks an interpreter, ARGS='-k name' reaches pytest)"
@@ -41,9 +41,6 @@ gates: venv  ## format, lint, types, import contracts, fresh stubs, proto lint
 
 unit: venv  ## pure tests, seconds
 	@$(STAGE) "unit tests" -- $(PYTEST) $(PARALLEL) tests/unit
-
-contract: venv  ## the same claims against torch's behaviour and against ours
-	@$(STAGE) "contract tests" -- $(PYTEST) $(PARALLEL) tests/contract
 
 integration: venv  ## tests with real processes on this machine
 	@$(STAGE) "integration tests" -- $(PYTEST) $(PARALLEL) tests/integration
