@@ -1,0 +1,32 @@
+"""The elastic library: torch's elastic agent without torch.
+
+`torch.distributed.elastic.X` is `agentd.elastic.X`; the main names are here too.
+"""
+
+from agentd.elastic.agent.server import (
+    ElasticAgent,
+    RunResult,
+    SimpleElasticAgent,
+    StopRequested,
+    Worker,
+    WorkerGroup,
+    WorkerSpec,
+    WorkerState,
+)
+from agentd.elastic.multiprocessing import SignalException
+from agentd.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+
+__all__ = [
+    "ElasticAgent",
+    "RendezvousHandler",
+    "RendezvousInfo",
+    "RendezvousStoreInfo",
+    "RunResult",
+    "SignalException",
+    "SimpleElasticAgent",
+    "StopRequested",
+    "Worker",
+    "WorkerGroup",
+    "WorkerSpec",
+    "WorkerState",
+]

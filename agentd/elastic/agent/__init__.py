@@ -1,0 +1,1 @@
+"""Agents: what starts, watches and restarts the workers of a node."""

@@ -1,0 +1,111 @@
+"""Who is which rank: from an assignment, from sizes alone, or exchanged through the store as in torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agentd.elastic.agent.server.spec import Worker, WorkerSpec
+from agentd.elastic.rendezvous.coordinated import Assignment
+from agentd.elastic.utils.store import Store, wait_for_keys
+from agentd.procs.waiter import Waiter
+
+ROLE_INFO = "torchelastic/role_info/"
+ASSIGNED = "torchelastic/assigned_ranks/"
+
+
+@dataclass(frozen=True, slots=True)
+class RankBases:
+    """Where an agent's consecutive ranks begin, and how many there are in all."""
+
+    rank: int
+    world_size: int
+    role_rank: int
+    role_world_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoleInstance:
+    """One agent's size, as the others see it."""
+
+    role: str
+    rank: int
+    local_world_size: int
+
+    def to_json(self) -> bytes:
+        """The bytes torch's agents exchange."""
+        fields = {"role": self.role, "rank": self.rank, "local_world_size": self.local_world_size}
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> RoleInstance:
+        """The reverse of `to_json`."""
+        fields = json.loads(data)
+        return cls(fields["role"], fields["rank"], fields["local_world_size"])
+
+
+def bases_of(instances: Sequence[RoleInstance]) -> list[RankBases]:
+    """The bases of all agents, which come in the order of their group ranks."""
+    world_size = sum(instance.local_world_size for instance in instances)
+    role_sizes: dict[str, int] = {}
+    starts: list[tuple[int, int]] = []
+    rank = 0
+    for instance in instances:
+        starts.append((rank, role_sizes.get(instance.role, 0)))
+        rank += instance.local_world_size
+        role_sizes[instance.role] = starts[-1][1] + instance.local_world_size
+    return [
+        RankBases(start, world_size, role_start, role_sizes[instance.role])
+        for instance, (start, role_start) in zip(instances, starts, strict=True)
+    ]
+
+
+def identical_bases(group_rank: int, group_world_size: int, local_world_size: int) -> RankBases:
+    """The bases when all agents are alike; nothing is exchanged."""
+    rank = group_rank * local_world_size
+    world_size = group_world_size * local_world_size
+    return RankBases(rank, world_size, rank, world_size)
+
+
+def assigned_bases(assignment: Assignment) -> RankBases:
+    """The bases that the rendezvous decided."""
+    return RankBases(
+        assignment.rank_base,
+        assignment.world_size,
+        assignment.role_rank_base,
+        assignment.role_world_size,
+    )
+
+
+def exchanged_bases(
+    store: Store, group_rank: int, group_world_size: int, spec: WorkerSpec, waiter: Waiter
+) -> RankBases:
+    """Tell the store this agent's size; group rank 0 answers all. Keys and values are torch's."""
+    own = RoleInstance(spec.role, group_rank, spec.local_world_size)
+    store.set(f"{ROLE_INFO}{group_rank}", own.to_json())
+    if group_rank == 0:
+        keys = [f"{ROLE_INFO}{rank}" for rank in range(group_world_size)]
+        wait_for_keys(store, keys, waiter)
+        bases = bases_of([RoleInstance.from_json(data) for data in store.multi_get(keys)])
+        store.multi_set(
+            [f"{ASSIGNED}{rank}" for rank in range(group_world_size)],
+            [json.dumps([b.rank, b.world_size, b.role_rank, b.role_world_size]) for b in bases],
+        )
+    key = f"{ASSIGNED}{group_rank}"
+    wait_for_keys(store, [key], waiter)
+    return RankBases(*json.loads(store.get(key)))
+
+
+def workers_from(bases: RankBases, local_world_size: int) -> list[Worker]:
+    """One worker for each local rank, consecutive from the bases."""
+    return [
+        Worker(
+            local_rank=local_rank,
+            global_rank=bases.rank + local_rank,
+            role_rank=bases.role_rank + local_rank,
+            world_size=bases.world_size,
+            role_world_size=bases.role_world_size,
+        )
+        for local_rank in range(local_world_size)
+    ]

@@ -1,0 +1,111 @@
+"""Stopping an agent from outside: by a call from any thread, or by a signal to its process."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import FrameType
+
+from agentd.elastic.multiprocessing.api import SignalException
+
+log = logging.getLogger(__name__)
+
+SIGNALS_VARIABLE = "TORCHELASTIC_SIGNALS_TO_HANDLE"
+DEFAULT_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
+
+
+class StopRequested(BaseException):
+    """Ends whatever the agent waits for, on the way to stopping its workers.
+
+    No Exception on purpose: a rendezvous handler that retries on errors must let it pass.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequest:
+    """What the workers get, and until when they may take it."""
+
+    signal: int
+    deadline: float
+    """Monotonic; SIGKILL follows."""
+    from_signal: int | None = None
+    """The signal this process got, if that is what stops it."""
+
+    def joined_by(self, later: StopRequest) -> StopRequest:
+        """This request after another one: the grace only ever gets shorter."""
+        return replace(
+            self,
+            deadline=min(self.deadline, later.deadline),
+            from_signal=self.from_signal or later.from_signal,
+        )
+
+    def as_error(self) -> SignalException | None:
+        """What `run` raises for it; `None` for a stop that no signal asked for."""
+        if self.from_signal is None:
+            return None
+        return SignalException(
+            f"Process {os.getpid()} got signal: {self.from_signal}", signal.Signals(self.from_signal)
+        )
+
+
+class StopBox:
+    """Where requests to stop arrive: from any thread, from signal handlers, more than once."""
+
+    def __init__(self, default_grace_s: float) -> None:
+        self._default_grace_s = default_grace_s
+        # Only ever appended to, which is atomic: a lock could be held by the very code a signal interrupts.
+        self._requests: list[StopRequest] = []
+
+    def put(self, grace_s: float | None, signum: int, *, from_signal: bool = False) -> None:
+        """Take a request; a second signal to the process leaves no grace."""
+        if grace_s is None:
+            again = from_signal and any(request.from_signal for request in self._requests)
+            grace_s = 0.0 if again else self._default_grace_s
+        deadline = time.monotonic() + grace_s
+        self._requests.append(StopRequest(signum, deadline, signum if from_signal else None))
+
+    @property
+    def request(self) -> StopRequest | None:
+        """All requests as one, or `None` without any."""
+        return functools.reduce(StopRequest.joined_by, self._requests) if self._requests else None
+
+
+def signals_to_handle() -> tuple[signal.Signals, ...]:
+    """The signals that stop an agent: TORCHELASTIC_SIGNALS_TO_HANDLE, else torch's four."""
+    names = os.environ.get(SIGNALS_VARIABLE) or DEFAULT_SIGNALS
+    found = []
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        try:
+            found.append(signal.Signals[name])
+        except KeyError:
+            log.warning("%s names no signal: %s", SIGNALS_VARIABLE, name)
+    return tuple(found)
+
+
+@contextlib.contextmanager
+def handling(signals: Sequence[signal.Signals], handler: Callable[[int], None]) -> Iterator[None]:
+    """Let `handler` take these signals for a while; the former handlers come back afterwards.
+
+    Python hands signals to the main thread only: on another one this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def take(signum: int, _frame: FrameType | None) -> None:
+        handler(signum)
+
+    former = {signum: signal.signal(signum, take) for signum in signals}
+    try:
+        yield
+    finally:
+        for signum, previous in former.items():
+            # None: a handler not made by Python, which signal.signal cannot put back.
+            signal.signal(signum, signal.SIG_DFL if previous is None else previous)

@@ -1,0 +1,143 @@
+"""One worker's failure, from its exit status and what it left in files. Reading never raises.
+
+An error file is one JSON object, `{"message": {"message": TEXT, "extraInfo": {"py_callstack": TEXT,
+"timestamp": SECONDS}}}` or `{"message": TEXT, "timestamp": SECONDS}`; whatever else a dying worker leaves
+there is reported as unreadable and costs nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+NOT_AVAILABLE = "<N/A>"
+MAX_ERROR_FILE_BYTES = 1 << 20
+
+
+@dataclass
+class ProcessFailure:
+    """A worker that failed by itself; the first four arguments are torch's."""
+
+    local_rank: int
+    pid: int
+    exitcode: int
+    """Minus the signal's number if a signal ended it."""
+    error_file: str
+    """Where the worker's own report was expected; `<N/A>` if it left none."""
+    stderr_file: str = field(default="", kw_only=True)
+    exited_at: float = field(default_factory=time.time, kw_only=True)
+    """When its end was seen, in seconds since the epoch."""
+    error_file_data: dict[str, Any] = field(init=False)
+    message: Any = field(init=False)
+    timestamp: int = field(init=False)
+    """Whole seconds since the epoch, by the worker's own report if there is one."""
+    failed_at: float = field(init=False)
+    """On the monotonic clock: when the error file was written, else when the end was seen."""
+
+    def __post_init__(self) -> None:
+        now, monotonic_now = time.time(), time.monotonic()
+        report, written_at = _read_report(self.error_file)
+        if report is None:
+            self.error_file = NOT_AVAILABLE
+            report = {"message": "<NONE>"}
+            self.message = self._message_without_report()
+            self.timestamp = int(self.exited_at)
+        else:
+            self.message = report["message"]
+            self.timestamp = _timestamp_of(report, int(self.exited_at))
+        self.error_file_data = report
+        moment = min(self.exited_at, written_at or self.exited_at)
+        self.failed_at = monotonic_now - max(0.0, now - moment)
+
+    def age_s(self) -> float:
+        """Seconds since it failed: what is sent to others, whose clocks differ."""
+        return max(0.0, time.monotonic() - self.failed_at)
+
+    def signal_name(self) -> str:
+        """The name of the signal that ended it, `<N/A>` if none did."""
+        return _signal_name(-self.exitcode) if self.exitcode < 0 else NOT_AVAILABLE
+
+    def timestamp_isoformat(self) -> str:
+        """The timestamp in local time, for people."""
+        local = datetime.fromtimestamp(self.timestamp).astimezone()
+        return local.strftime("%Y-%m-%d_%H:%M:%S")
+
+    def message_text(self) -> str:
+        """The message as one text, whichever form the report has."""
+        if isinstance(self.message, dict):
+            return str(self.message.get("message", self.message))
+        return str(self.message)
+
+    def stderr_tail(self, limit: int = 4096) -> str:
+        """The last lines the worker wrote to stderr, at most `limit` bytes of them."""
+        return _tail(self.stderr_file, limit)
+
+    def _message_without_report(self) -> str:
+        if self.exitcode < 0:
+            return f"Signal {-self.exitcode} ({self.signal_name()}) received by PID {self.pid}"
+        return f"PID {self.pid} ended with exit code {self.exitcode} and left no error file"
+
+
+def _read_report(path: str) -> tuple[dict[str, Any] | None, float]:
+    """What the worker reported and when it wrote that; `None` without a file."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_ERROR_FILE_BYTES + 1)
+            written_at = os.fstat(file.fileno()).st_mtime
+    except (OSError, ValueError):
+        return None, 0.0
+    return _parse_report(data), written_at
+
+
+def _parse_report(data: bytes) -> dict[str, Any]:
+    try:
+        if len(data) > MAX_ERROR_FILE_BYTES:
+            return _unreadable(data, f"over {MAX_ERROR_FILE_BYTES} bytes")
+        report = json.loads(data.decode(errors="replace"))
+    except (ValueError, RecursionError) as error:
+        return _unreadable(data, str(error))
+    if not isinstance(report, dict) or not isinstance(report.get("message"), (str, dict)):
+        return _unreadable(data, "no message in it")
+    return report
+
+
+def _unreadable(data: bytes, problem: str) -> dict[str, Any]:
+    start = data[:200].decode(errors="replace")
+    return {"message": f"its error file cannot be read ({problem}); it begins: {start!r}"}
+
+
+def _timestamp_of(report: dict[str, Any], default: int) -> int:
+    message = report["message"]
+    extra = message.get("extraInfo") if isinstance(message, dict) else report
+    try:
+        return int(extra["timestamp"]) if isinstance(extra, dict) else default
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return default
+
+
+def _tail(path: str, limit: int) -> str:
+    if not path:
+        return ""
+    try:
+        with Path(path).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - limit))
+            data = file.read(limit)
+    except OSError:
+        return ""
+    if size > limit and b"\n" in data[:-1]:
+        data = data[data.index(b"\n") + 1 :]
+    return data.decode(errors="replace")
+
+
+def _signal_name(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return NOT_AVAILABLE

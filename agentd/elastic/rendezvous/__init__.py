@@ -1,0 +1,39 @@
+"""How agents of one run find each other and agree on a round."""
+
+from agentd.elastic.rendezvous.api import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousGracefulExitError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousStateError,
+    RendezvousStoreInfo,
+    RendezvousTimeoutError,
+)
+from agentd.elastic.rendezvous.coordinated import (
+    AssignedRendezvousInfo,
+    Assignment,
+    CoordinatedRendezvous,
+    Verdict,
+    WorkerExit,
+    WorkerStart,
+)
+
+__all__ = [
+    "AssignedRendezvousInfo",
+    "Assignment",
+    "CoordinatedRendezvous",
+    "RendezvousClosedError",
+    "RendezvousConnectionError",
+    "RendezvousError",
+    "RendezvousGracefulExitError",
+    "RendezvousHandler",
+    "RendezvousInfo",
+    "RendezvousStateError",
+    "RendezvousStoreInfo",
+    "RendezvousTimeoutError",
+    "Verdict",
+    "WorkerExit",
+    "WorkerStart",
+]
