@@ -26,6 +26,7 @@ APT = {"node": "nodejs", "npm": "npm", "ip": "iproute2"}  # command -> package t
 def main() -> int:
     _system_packages()
     _python_packages()
+    _run([sys.executable, str(REPO / "tools" / "oldest.py")])
     _node_packages()
     return 0
 
