@@ -1,0 +1,262 @@
+"""What agentd must still know after it died, in SQLite, written by a thread of its own.
+
+The event loop never touches the disk: a record is put into a queue, and a write waits for it at most
+`PATIENCE` seconds. From then until the disk has caught up nobody waits, and `conditions` says JOURNAL_BEHIND;
+a record that waits is replaced by a newer one of its key, so that the queue stays as small as its subject.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+import sqlite3
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+
+from agentd.api.errors import JournalUnavailable
+from agentd.groups.records import SCHEMA, HubRow, Record, Remembered, read
+
+PATIENCE = 1.0
+BEHIND = "JOURNAL_BEHIND"
+SCHEMA_VERSION = 1
+KEPT_RUNS = 1000
+KEPT_EVENTS = 10_000
+
+_RETRY_S = 0.5
+_TIDY_EACH = 2000
+_CLOSE_S = 5.0
+_log = logging.getLogger(__name__)
+
+
+class Journal:
+    """The only writer of a state directory's database."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._queue = _Queue()
+        self._thread: threading.Thread | None = None
+        self._behind = False
+        self.agent_uid = ""
+        """Made once in this state directory."""
+        self.daemon_starts = 0
+        """Grows with each start of an agentd here."""
+        self.remembered = Remembered(runs=(), groups=(), hubs=())
+
+    async def start(self) -> None:
+        """Open the database and read what it remembers. Raises `JournalUnavailable`."""
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._thread = threading.Thread(target=self._work, args=(opened,), name="agentd-journal", daemon=True)
+        self._thread.start()
+        try:
+            await opened
+        except (sqlite3.Error, OSError) as error:
+            self._thread.join(_CLOSE_S)
+            raise JournalUnavailable(f"{self._path}: {error}") from None
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """JOURNAL_BEHIND from the first record that came too late until all are written."""
+        return (BEHIND,) if self._behind or self._queue.problem else ()
+
+    async def write(self, *records: Record) -> bool:
+        """Write the records; tells if they are safe. Waits `PATIENCE` at most; not at all if behind."""
+        if self.conditions:
+            self.post(*records)
+            return False
+        loop = asyncio.get_running_loop()
+        written = loop.create_future()
+        self._queue.put(records, lambda: loop.call_soon_threadsafe(_resolve, written))
+        done, _ = await asyncio.wait([written], timeout=PATIENCE)
+        if done:
+            return True
+        _log.warning("the journal is behind", extra={"problem": self._queue.problem or "slow disk"})
+        self._behind = True
+        written.add_done_callback(self._caught_up)
+        return False
+
+    def post(self, *records: Record) -> None:
+        """Write the records when there is time."""
+        self._queue.put(records, None)
+
+    async def require(self, *records: Record) -> None:
+        """Write the records, or raise `JournalUnavailable`; the caller then takes them back."""
+        if not await self.write(*records):
+            raise JournalUnavailable(self._queue.problem or "the disk is too slow")
+
+    async def hub_announced(self, run_id: str, incarnation: int, record: object) -> None:
+        """A hub's state of a run, before anybody is told of it. `record` is JSON or frozen data of it."""
+        text = json.dumps(record, default=_as_json)
+        await self.write(HubRow(run_id=run_id, incarnation=incarnation, record=text))
+
+    async def close(self) -> None:
+        """Write what waits and end the thread; a disk that hangs is waited for some seconds only."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._queue.close()
+            await asyncio.get_running_loop().run_in_executor(None, thread.join, _CLOSE_S)
+
+    def _caught_up(self, _written: object) -> None:
+        self._behind = False
+
+    def _work(self, opened: asyncio.Future[None]) -> None:
+        loop = opened.get_loop()
+        with contextlib.ExitStack() as stack:
+            try:
+                db = stack.enter_context(contextlib.closing(_open(self._path)))
+                self.agent_uid, self.daemon_starts = _introduce(db)
+                self.remembered = read(db)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, `start` must not wait for ever
+                loop.call_soon_threadsafe(_fail, opened, error)
+                return
+            loop.call_soon_threadsafe(_resolve, opened)
+            self._queue.drain(db)
+
+
+class _Queue:
+    """Records on their way to the disk, the newest of each key, and who waits for them."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()  # guards all below; never held during I/O
+        self._records: dict[Hashable, Record] = {}
+        self._waiting: list[Callable[[], object]] = []
+        self._closed = False
+        self.problem = ""
+
+    def put(self, records: tuple[Record, ...], written: Callable[[], object] | None) -> None:
+        with self._condition:
+            for record in records:
+                # Taken out first: a replaced record must not overtake what was written after it.
+                self._records.pop(record.key(), None)
+                self._records[record.key()] = record
+            if written is not None:
+                self._waiting.append(written)
+            self._condition.notify()
+
+    def close(self) -> None:
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+
+    def drain(self, db: sqlite3.Connection) -> None:
+        """Write until closed and empty, or closed and unwritable."""
+        count = 0
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._records or self._waiting or self._closed)
+                records, self._records = self._records, {}
+                waiting, self._waiting = self._waiting, []
+                closed = self._closed
+            if self._commit(db, records):
+                count += len(records)
+                _call_all(waiting)
+                if count > _TIDY_EACH:
+                    count = 0
+                    _tidy(db)
+            else:
+                self._put_back(records, waiting)
+            if closed and (self.problem or not self._records):
+                return
+
+    def _commit(self, db: sqlite3.Connection, records: Mapping[Hashable, Record]) -> bool:
+        try:
+            with db:
+                for record in records.values():
+                    record.write(db)
+        except sqlite3.Error as error:
+            if not self.problem:
+                _log.error("the journal cannot be written", extra={"problem": str(error)})
+            self.problem = str(error)
+            return False
+        self.problem = ""
+        return True
+
+    def _put_back(self, records: dict[Hashable, Record], waiting: list[Callable[[], object]]) -> None:
+        with self._condition:
+            newer, self._records = self._records, records
+            self._records.update(newer)
+            self._waiting = waiting + self._waiting
+            if not self._closed:
+                self._condition.wait(_RETRY_S)
+
+
+def open_for_reading(path: Path) -> Remembered:
+    """What a state directory's database remembers, for tools; the daemon need not run."""
+    with contextlib.closing(_open(path)) as db:
+        return read(db)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    path.touch(mode=0o600)  # it holds environments, secrets among them
+    db = sqlite3.connect(path, timeout=5.0)
+    try:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(
+                f"it was written by a newer agentd (schema {version}, here {SCHEMA_VERSION}): upgrade agentd"
+            )
+        db.execute("PRAGMA journal_mode = WAL")
+        # A crash of agentd loses nothing; only a power cut may lose the last moments.
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.executescript(SCHEMA)
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _introduce(db: sqlite3.Connection) -> tuple[str, int]:
+    """The agent's uid, made at the first start, and the number of this start."""
+    with db:
+        db.execute("INSERT OR IGNORE INTO meta VALUES ('agent_uid', ?)", (secrets.token_hex(16),))
+        db.execute("INSERT OR IGNORE INTO meta VALUES ('daemon_starts', '0')")
+        db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'daemon_starts'")
+    _tidy(db)
+    meta: dict[str, str] = dict(db.execute("SELECT key, value FROM meta"))
+    return meta["agent_uid"], int(meta["daemon_starts"])
+
+
+def _tidy(db: sqlite3.Connection) -> None:
+    """Forget the oldest ended runs and the oldest events."""
+    with db:
+        db.execute(
+            "DELETE FROM runs WHERE ended AND (run_id, incarnation) NOT IN "
+            "(SELECT run_id, incarnation FROM runs ORDER BY ended, incarnation DESC LIMIT ?)",
+            (KEPT_RUNS,),
+        )
+        for table in ("groups", "hub"):
+            db.execute(
+                f"DELETE FROM {table} WHERE (run_id, incarnation) NOT IN "
+                "(SELECT run_id, incarnation FROM runs)"
+            )
+        db.execute("DELETE FROM events WHERE id <= (SELECT MAX(id) FROM events) - ?", (KEPT_EVENTS,))
+
+
+def _as_json(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} cannot be journalled")
+
+
+def _call_all(callbacks: list[Callable[[], object]]) -> None:
+    for callback in callbacks:
+        # The loop of a waiter may be closed by now.
+        with contextlib.suppress(RuntimeError):
+            callback()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _fail(future: asyncio.Future[None], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,169 @@
+"""The journal remembers over restarts, never holds its caller up for long, and says when it is behind."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from agentd.api.errors import JournalUnavailable
+from agentd.api.types import Command, Phase, RoleSpec, RunSpec, RunStatus
+from agentd.groups import journal as journal_module
+from agentd.groups.journal import BEHIND, Journal, open_for_reading
+from agentd.groups.records import EventRow, ForgetRun, GroupRow, HubRow, RunRow
+from agentd.hub.state import HubRecord
+from tests.support.waiting import wait_until_async
+
+pytestmark = pytest.mark.asyncio
+
+SPEC = RunSpec(run_id="job", roles=(RoleSpec(command=Command(entrypoint="/x.py")),), labels={"a": "b"})
+
+
+def run_row(run_id: str = "job", incarnation: int = 1, phase: Phase = Phase.PENDING) -> RunRow:
+    status = RunStatus(run_id=run_id, incarnation=incarnation, phase=phase)
+    return RunRow(
+        run_id=run_id,
+        incarnation=incarnation,
+        request_id="r",
+        spec=SPEC,
+        status=status,
+        passed_env={"PATH": "/bin"},
+    )
+
+
+async def started(path: Path) -> Journal:
+    journal = Journal(path / "agentd.db")
+    await journal.start()
+    return journal
+
+
+async def test_what_was_written_is_remembered_by_the_next(tmp_path: Path) -> None:
+    group = GroupRow(run_id="job", incarnation=1, role="default", phase=Phase.RUNNING, token="t", host_pid=7)
+    first = await started(tmp_path)
+    assert await first.write(run_row(), group)
+    await first.hub_announced("job", 1, HubRecord(round=3))
+    await first.close()
+
+    second = await started(tmp_path)
+    try:
+        assert second.remembered.runs == (run_row(),)
+        assert second.remembered.groups == (group,)
+        assert '"round": 3' in second.remembered.hubs[0].record
+        assert second.agent_uid == first.agent_uid
+        assert second.daemon_starts == first.daemon_starts + 1
+    finally:
+        await second.close()
+    assert open_for_reading(tmp_path / "agentd.db") == second.remembered
+
+
+async def test_nobody_else_can_read_it(tmp_path: Path) -> None:
+    journal = await started(tmp_path)
+    await journal.close()
+    assert (tmp_path / "agentd.db").stat().st_mode & 0o077 == 0
+
+
+async def test_a_run_taken_back_leaves_nothing(tmp_path: Path) -> None:
+    journal = await started(tmp_path)
+    try:
+        await journal.write(run_row(), HubRow(run_id="job", incarnation=1, record="{}"))
+        await journal.write(ForgetRun(run_id="job", incarnation=1))
+    finally:
+        await journal.close()
+    remembered = open_for_reading(tmp_path / "agentd.db")
+    assert (remembered.runs, remembered.hubs) == ((), ())
+
+
+async def test_a_disk_that_hangs_delays_once_then_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "PATIENCE", 0.2)
+    journal = await started(tmp_path)
+    blocker = sqlite3.connect(tmp_path / "agentd.db", isolation_level=None)
+    try:
+        blocker.execute("BEGIN IMMEDIATE")
+        assert not await journal.write(run_row())
+        assert journal.conditions == (BEHIND,)
+        started_at = time.monotonic()
+        for incarnation in range(2, 12):
+            assert not await journal.write(run_row(incarnation=incarnation))
+        assert time.monotonic() - started_at < 0.2
+        with pytest.raises(JournalUnavailable):
+            await journal.require(run_row(incarnation=99))
+        blocker.execute("COMMIT")
+        await wait_until_async(lambda: not journal.conditions, 20.0)
+        assert await journal.write(run_row(incarnation=50))
+    finally:
+        blocker.close()
+        await journal.close()
+    assert len(open_for_reading(tmp_path / "agentd.db").runs) == 13
+
+
+async def test_a_database_that_cannot_be_written_is_tried_again_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "PATIENCE", 0.2)
+    journal = await started(tmp_path)
+    other = sqlite3.connect(tmp_path / "agentd.db")
+    try:
+        other.execute("ALTER TABLE runs RENAME TO elsewhere")
+        other.commit()
+        assert not await journal.write(run_row())
+        await wait_until_async(lambda: journal.conditions == (BEHIND,), 5.0)
+        other.execute("ALTER TABLE elsewhere RENAME TO runs")
+        other.commit()
+        await wait_until_async(lambda: not journal.conditions, 10.0)
+    finally:
+        other.close()
+        await journal.close()
+    assert open_for_reading(tmp_path / "agentd.db").runs == (run_row(),)
+
+
+async def test_history_and_ended_runs_are_bounded_and_live_runs_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "KEPT_RUNS", 5)
+    monkeypatch.setattr(journal_module, "KEPT_EVENTS", 10)
+    journal = await started(tmp_path)
+    live = run_row("live", 1)
+    await journal.write(live, *(run_row("job", number, Phase.SUCCEEDED) for number in range(1, 30)))
+    event = EventRow(time=1.0, run_id="job", incarnation=1, role="default", event="x", phase=Phase.DONE)
+    for _ in range(30):
+        await journal.write(EventRow(**{name: getattr(event, name) for name in event.__slots__}))
+    await journal.close()
+
+    again = await started(tmp_path)
+    await again.close()
+    kept = again.remembered.runs
+    assert live in kept
+    assert [row.incarnation for row in kept if row.run_id == "job"] == [26, 27, 28, 29]
+    with sqlite3.connect(tmp_path / "agentd.db") as db:
+        assert db.execute("SELECT COUNT(*) FROM events").fetchone() == (10,)
+    db.close()
+
+
+@pytest.mark.parametrize("content", [b"garbage " * 2000, b"SQLite format 3\0" + b"\xff" * 4096])
+async def test_a_file_that_is_no_database_is_a_named_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "agentd.db").write_bytes(content)
+    with pytest.raises(JournalUnavailable, match=r"agentd\.db"):
+        await started(tmp_path)
+
+
+async def test_a_newer_schema_is_refused_with_the_next_step(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "agentd.db")
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(JournalUnavailable, match="upgrade agentd"):
+        await started(tmp_path)
+
+
+async def test_many_writers_at_once_lose_nothing(tmp_path: Path) -> None:
+    journal = await started(tmp_path)
+    try:
+        written = await asyncio.gather(*(journal.write(run_row(incarnation=n)) for n in range(1, 201)))
+    finally:
+        await journal.close()
+    assert all(written)
+    assert len(open_for_reading(tmp_path / "agentd.db").runs) == 200
