@@ -97,7 +97,7 @@ def test_every_value_survives_the_wire(kind: type[Any]) -> None:
         (types.LogStream, service.LogStream),
         (types.StreamEndCause, service.StreamEndCause),
     ],
-    ids=lambda enum: getattr(enum, "__name__", str(enum)),
+    ids=lambda enum: getattr(enum, "__name__", "proto"),
 )
 def test_each_enum_has_the_members_of_its_proto(python: Any, proto: Any) -> None:
     prefix = proto.keys()[0].removesuffix("UNSPECIFIED")
