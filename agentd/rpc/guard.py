@@ -1,0 +1,109 @@
+"""Every call passes here: what a handler raises becomes a status, and never more than it should tell.
+
+An `AgentError` goes out as itself. Anything else is a fault of agentd: the caller gets an id, the log
+gets the story under it.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from agentd.api.errors import AgentError, InternalError, InvalidSpec
+from agentd.api.errwire import to_status
+
+log = logging.getLogger("agentd.rpc")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = grpc.RpcMethodHandler[Any, Any]
+
+
+class ErrorGuard(grpc.aio.ServerInterceptor):
+    """Wraps every handler of the server."""
+
+    def __init__(self, node_id: str) -> None:
+        self._node_id = node_id
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        kind = "stream" if handler.request_streaming else "unary"
+        name = f"{kind}_{'stream' if handler.response_streaming else 'unary'}"
+        wrap = self._streaming if handler.response_streaming else self._single
+        make: Any = getattr(grpc, f"{name}_rpc_method_handler")
+        wrapped: Handler = make(
+            wrap(getattr(handler, name), handler_call_details.method),
+            request_deserializer=_tolerant(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
+        return wrapped
+
+    def _single(self, behavior: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            try:
+                return await behavior(_decoded(request), context)
+            except Exception as error:  # noqa: BLE001 (the last stop before the wire)
+                await self._end(context, error, method)
+
+        return call
+
+    def _streaming(self, behavior: Callable[[Any, Context], Any], method: str) -> Any:
+        async def call(request: Any, context: Context) -> None:
+            try:
+                # Closed here and now when the client vanishes, not whenever it is collected.
+                async with aclosing(behavior(_decoded(request), context)) as answers:
+                    async for answer in answers:
+                        await context.write(answer)
+            except Exception as error:  # noqa: BLE001 (the last stop before the wire)
+                await self._end(context, error, method)
+
+        return call
+
+    async def _end(self, context: Context, error: Exception, method: str) -> NoReturn:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if not isinstance(error, AgentError):
+            error_id = secrets.token_hex(4)
+            log.error("call failed", extra={"method": method, "error_id": error_id}, exc_info=error)
+            error = InternalError(error_id, self._node_id)
+        status = to_status(error)
+        await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+class _Undecodable:
+    """Stands for bytes that are no message of the expected type."""
+
+
+def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Lets the handler's guard answer for bad bytes; gRPC alone would call them an internal error."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Undecodable()
+
+    return read
+
+
+def _decoded(request: Any) -> Any:
+    if isinstance(request, _Undecodable):
+        raise InvalidSpec("message", "the bytes are not the message this call takes")
+    return _each_decoded(request) if hasattr(request, "__aiter__") else request
+
+
+async def _each_decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _decoded(request)

@@ -1,0 +1,50 @@
+"""What the servicers need of the rest of agentd, and nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from agentd.api.types import (
+    LogChunk,
+    LogsRequest,
+    NodeInfo,
+    RunRequest,
+    RunStatus,
+    StopRequest,
+    StreamEnd,
+)
+
+
+class Runs(Protocol):
+    """The runs of this node. Only `run`, `stop` and `signal` do anything; the others read snapshots."""
+
+    async def run(self, request: RunRequest) -> tuple[RunStatus, bool]: ...
+
+    def status(self, run_id: str, incarnation: int = 0) -> RunStatus: ...
+
+    def runs(self, include_ended: bool) -> list[RunStatus]: ...
+
+    def watch(
+        self, run_id: str, incarnation: int, after_revision: int
+    ) -> AsyncIterator[RunStatus | StreamEnd]: ...
+
+    async def stop(self, request: StopRequest) -> RunStatus: ...
+
+    async def signal(
+        self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...]
+    ) -> tuple[int, ...]: ...
+
+    def health(self, run_id: str, role: str | None) -> bool: ...
+
+
+class Logs(Protocol):
+    """Worker output of this node."""
+
+    def read(self, request: LogsRequest) -> AsyncIterator[LogChunk | StreamEnd]: ...
+
+
+class Node(Protocol):
+    """This node as a whole."""
+
+    async def info(self) -> NodeInfo: ...
