@@ -1,0 +1,190 @@
+"""What is measured. Each case starts real processes and returns samples."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import psutil
+
+from agentd.api.channel import CLIENT_OPTIONS
+from agentd.v1 import agent_service_pb2 as service
+from agentd.v1.agent_service_pb2_grpc import AgentServiceAsyncStub, AgentServiceStub
+from benchmarks import torchrun
+from benchmarks.figures import Figure
+from tests.support.fleet import Controller, Fleet, agentctl, agentd, fleet, write_script
+from tests.support.waiting import wait_until
+
+START_S = 60.0
+MIB = 2**20
+
+# First of all each worker notes when it started; then it waits to be killed.
+NOTE_START = (
+    "import time; began = time.time_ns()",
+    "import os, pathlib, sys",
+    "note = pathlib.Path(sys.argv[1], os.environ['RANK'] + '-' + str(os.getpid()))",
+    "note.with_suffix('.part').write_text(str(began)); note.with_suffix('.part').rename(note)",
+    "time.sleep(3600)",
+)
+
+
+def launch(root: Path, rounds: int) -> list[Figure]:
+    """A no-op with two workers, from the command to its exit, in milliseconds."""
+    script = str(write_script(root / "noop.py", "pass"))
+    resident, standalone, theirs = [], [], []
+    with agentd(root, "bench", listen=f"unix:{root}/bench.sock") as node:
+        for number in range(rounds):
+            resident.append(
+                _timed(lambda: _ctl("run", "--nodes", node.target, "--nproc-per-node", "2", script))
+            )
+            standalone.append(_timed(lambda: _ctl("run", "--standalone", "--nproc-per-node", "2", script)))
+            if torchrun.available() and number < max(3, rounds // 3):
+                theirs.append(_timed(lambda: torchrun.run("--standalone", "--nproc-per-node", "2", script)))
+    return [
+        Figure(
+            what="no-op, 2 workers, on a resident agentd",
+            unit="ms",
+            ours=tuple(resident),
+            torchrun=tuple(theirs),
+            target="a tenth of torchrun's",
+        ),
+        Figure(
+            what="no-op, 2 workers, --standalone",
+            unit="ms",
+            ours=tuple(standalone),
+            torchrun=tuple(theirs),
+            target="a tenth of torchrun's",
+        ),
+    ]
+
+
+def restart(root: Path, nodes: int, rounds: int) -> Figure:
+    """A worker is killed: milliseconds until every worker's first line runs again."""
+    folder = root / f"restart-{nodes}"
+    script = str(write_script(folder / "note.py", *NOTE_START))
+    ours = _restarts_of_agentd(folder, nodes, rounds, script)
+    theirs = _restarts_of_torchrun(folder, nodes, max(3, rounds // 3), script) if torchrun.available() else ()
+    return Figure(
+        what=f"worker killed to all workers running again, {nodes} node(s) x 2",
+        unit="ms",
+        ours=ours,
+        torchrun=theirs,
+        target="a fifteenth of torchrun's" if nodes > 1 else "",
+    )
+
+
+def _restarts_of_agentd(folder: Path, nodes: int, rounds: int, script: str) -> tuple[float, ...]:
+    notes = folder / "agentd-notes"
+    notes.mkdir()
+    with fleet(folder, *(f"n{number}" for number in range(nodes))) as made:
+        run = [
+            "run",
+            "--nodes",
+            made.targets(),
+            "--nproc-per-node",
+            "2",
+            "--max-restarts",
+            "1000",
+            "--run-id",
+            "b",
+        ]
+        with Controller(*run, script, str(notes), root=folder):
+            samples = _kills(notes, workers=2 * nodes, rounds=rounds)
+            _ctl("stop", "b", "--nodes", made.targets(), "--stop-grace", "1")
+    return samples
+
+
+def _restarts_of_torchrun(folder: Path, nodes: int, rounds: int, script: str) -> tuple[float, ...]:
+    notes = folder / "torchrun-notes"
+    notes.mkdir()
+    with torchrun.group(nodes, folder, "--nproc-per-node=2", "--max-restarts=1000", script, str(notes)):
+        return _kills(notes, workers=2 * nodes, rounds=rounds)
+
+
+def _kills(notes: Path, *, workers: int, rounds: int) -> tuple[float, ...]:
+    """Kill the worker of rank 0 again and again; the times until all others' notes are there."""
+    samples, known = [], _wait_for_notes(notes, set(), workers)
+    for _ in range(rounds):
+        victim = next(name for name in known if name.startswith("0-"))
+        killed = time.time_ns()
+        os.kill(int(victim.partition("-")[2]), signal.SIGKILL)
+        seen = {path.name for path in notes.iterdir() if not path.suffix}
+        known = _wait_for_notes(notes, seen, workers)
+        last = max(int((notes / name).read_text()) for name in known)
+        samples.append((last - killed) / 1e6)
+    return tuple(samples)
+
+
+def _wait_for_notes(notes: Path, old: set[str], count: int) -> set[str]:
+    def fresh() -> set[str]:
+        found = {path.name for path in notes.iterdir() if not path.suffix} - old
+        return found if len(found) == count else set()
+
+    return wait_until(fresh, START_S)
+
+
+def memory(root: Path) -> list[Figure]:
+    """Resident memory with one run of one worker, in MiB."""
+    folder = root / "memory"
+    script = str(write_script(folder / "sleep.py", "import time", "time.sleep(3600)"))
+    with fleet(folder, "m") as made:
+        _ctl("run", "--detach", "--nodes", made.targets(), "--run-id", "b", script)
+        wait_until(lambda: made.workers("b"), START_S)
+        daemon = psutil.Process(made["m"].pid).memory_info().rss / MIB
+        host = psutil.Process(_host_pid(made)).memory_info().rss / MIB
+        _ctl("stop", "b", "--nodes", made.targets(), "--stop-grace", "1")
+    theirs: tuple[float, ...] = ()
+    if torchrun.available():
+        with torchrun.group(1, folder, "--nproc-per-node=1", script) as (pid,):
+            wait_until(lambda: psutil.Process(pid).children(), START_S)
+            theirs = (psutil.Process(pid).memory_info().rss / MIB,)
+    return [
+        Figure(what="agentd resident, one run", unit="MiB", ours=(daemon,), torchrun=theirs, target="<= 60"),
+        Figure(what="host resident, one worker", unit="MiB", ours=(host,), torchrun=theirs, target="<= 25"),
+    ]
+
+
+def _host_pid(made: Fleet) -> int:
+    return int(made.status("b")["nodes"][0]["groups"][0]["host_pid"])
+
+
+def status(root: Path, calls: int) -> Figure:
+    """One client asks for the status of a live run, in milliseconds."""
+    folder = root / "status"
+    script = str(write_script(folder / "sleep.py", "import time", "time.sleep(3600)"))
+
+    async def ask(target: str) -> tuple[float, ...]:
+        async with grpc.aio.insecure_channel(target, options=CLIENT_OPTIONS) as channel:
+            stub: AgentServiceAsyncStub = AgentServiceStub(channel)  # type: ignore[assignment]
+            request = service.StatusRequest(run_id="b")
+            await stub.Status(request, timeout=10)
+            samples = []
+            for _ in range(calls):
+                began = time.perf_counter()
+                await stub.Status(request, timeout=10)
+                samples.append((time.perf_counter() - began) * 1e3)
+            return tuple(samples)
+
+    with fleet(folder, "s") as made:
+        _ctl("run", "--detach", "--nodes", made.targets(), "--run-id", "b", "--nproc-per-node", "2", script)
+        wait_until(lambda: made.workers("b"), START_S)
+        samples = asyncio.run(ask(made["s"].target))
+        _ctl("stop", "b", "--nodes", made.targets(), "--stop-grace", "1")
+    return Figure(what="Status of a live run, one caller", unit="ms", ours=samples, target="median < 2")
+
+
+def _ctl(*arguments: str) -> None:
+    done = agentctl(*arguments, timeout=120)
+    if done.returncode:
+        raise RuntimeError(f"agentctl {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
+
+
+def _timed(action: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    action()
+    return (time.perf_counter() - began) * 1e3
