@@ -1,7 +1,6 @@
 # Needs Python >= 3.10, git and make; everything else is built into .venv.   make help
 
-SHELL       := /bin/bash
-.SHELLFLAGS := -euo pipefail -c
+.SHELLFLAGS := -eu -c
 MAKEFLAGS   += --no-print-directory
 .DEFAULT_GOAL := help
 

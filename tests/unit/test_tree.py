@@ -61,6 +61,10 @@ def _sources(*roots: str) -> list[Path]:
     return sorted(path for path in found if path.exists() and "_pb2" not in path.name)
 
 
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
 def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Every import, late and type-checking ones too, by its full name."""
     for node in ast.walk(tree):
@@ -91,7 +95,7 @@ def _place(path: Path, line: int) -> str:
 
 
 def _impurities(path: Path) -> Iterator[str]:
-    tree = ast.parse(path.read_text())
+    tree = _parse(path)
     allowed = MAY_IMPORT.get(str(path.relative_to(REPO)), set())
     for line, name in _imports(tree):
         module = name.split(".")[0]
@@ -110,7 +114,7 @@ def _only_pure_os(tree: ast.AST, imported: str) -> bool:
 
 
 def _process_uses(path: Path) -> Iterator[str]:
-    tree = ast.parse(path.read_text())
+    tree = _parse(path)
     for line, name in _imports(tree):
         if name.split(".")[0] in PROCESS_MODULES or PROCESS_CALLS.match(name):
             yield f"{_place(path, line)} imports {name}"
@@ -134,7 +138,7 @@ def test_host_and_elastic_know_no_grpc() -> None:
     places = [
         _place(path, line)
         for path in _sources("agentd/host", "agentd/elastic", "agentd/procs")
-        for line, name in _imports(ast.parse(path.read_text()))
+        for line, name in _imports(_parse(path))
         if name.split(".")[0] in {"grpc", "grpc_health", "grpc_reflection"}
     ]
     assert places == []
@@ -144,7 +148,7 @@ def test_nothing_unpickles() -> None:
     places = [
         f"{_place(path, line)} {name}"
         for path in _sources("agentd", "client")
-        for line, name in _imports(ast.parse(path.read_text()))
+        for line, name in _imports(_parse(path))
         if name.split(".")[0] in {"pickle", "marshal", "shelve"}
     ]
     assert places == []
@@ -154,7 +158,7 @@ def test_code_between_fork_and_exec_is_for_the_one_place_that_counts_its_threads
     places = [
         _place(path, line)
         for path in _sources("agentd", "client")
-        for line, name in _keywords(ast.parse(path.read_text()))
+        for line, name in _keywords(_parse(path))
         if name == "preexec_fn" and path != REPO / FORKS_WITH_ONE_THREAD
     ]
     assert places == []
