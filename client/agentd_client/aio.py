@@ -1,0 +1,286 @@
+"""The asyncio client: the surface of `agentd_client.client` with `await`.
+
+A client belongs to the event loop it is first used on. Every call has a deadline; a call that may be
+repeated is, when its connection broke. Errors are those of `agentd_client`: types that carry facts and tell
+the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any
+
+from agentd.api.types import (
+    LogChunk,
+    LogsRequest,
+    LogStream,
+    NodeInfo,
+    RunRequest,
+    RunSpec,
+    RunStatus,
+    StopRequest,
+    StopScope,
+)
+from agentd_client.calls import DEFAULT_TIMEOUT_S
+from agentd_client.drive_aio import AsyncDriver, Finished
+from agentd_client.environment import PassedEnvironment
+from agentd_client.follow import PATIENCE_S
+from agentd_client.launch import Launched
+from agentd_client.nodes import Node, local_node, node_of, nodes_of
+from agentd_client.plan import Plan
+from agentd_client.report import LogReceived, PerNode, RunEvent, RunReport, Start, StatusChanged
+from agentd_client.surface import AgentPlans, FleetPlans, RunPlans
+
+
+class _Closing:
+    """A context manager that closes its channels."""
+
+    _driver: AsyncDriver
+
+    async def close(self) -> None:
+        """Close the channels. Runs go on."""
+        await self._driver.close()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncAgentClient(_Closing):
+    """One node's agentd, one method for each of its RPCs."""
+
+    def __init__(self, target: str | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """`target`: `unix:/path`, `host` or `host:port`. None: the agentd of this machine and user."""
+        node = local_node() if target is None else node_of(target)
+        self._plans = AgentPlans(node=node, timeout_s=timeout_s)
+        self._driver = AsyncDriver()
+
+    async def __aenter__(self) -> AsyncAgentClient:
+        return self
+
+    @property
+    def target(self) -> str:
+        """Where calls go."""
+        return self._plans.node.target
+
+    async def run(self, request: RunRequest) -> Start:
+        """Start this node's part of a run. Repeating the same request changes nothing."""
+        return await self._driver.run(self._plans.run(request))
+
+    async def status(self, run_id: str) -> RunStatus:
+        """The run as this node knows it."""
+        return await self._driver.run(self._plans.status(run_id))
+
+    async def list_runs(self, *, include_ended: bool = False) -> tuple[RunStatus, ...]:
+        """Every run this node knows."""
+        return await self._driver.run(self._plans.list_runs(include_ended))
+
+    def watch(
+        self, run_id: str = "", *, incarnation: int = 0, after_revision: int = 0
+    ) -> AsyncGenerator[RunStatus, None]:
+        """Snapshots as they change, until the node ends the stream; an empty `run_id` watches all runs."""
+        return _items(self._driver, self._plans.watch(run_id, incarnation, after_revision))
+
+    async def stop(
+        self,
+        run_id: str,
+        *,
+        incarnation: int = 0,
+        grace: float | None = None,
+        scope: StopScope = StopScope.TERMINATE,
+        reason: str = "",
+    ) -> RunStatus:
+        """Ask for the end of a run, or of this node's part. Answers at once; `watch` tells when it came."""
+        request = StopRequest(run_id=run_id, incarnation=incarnation, grace=grace, scope=scope, reason=reason)
+        return await self._driver.run(self._plans.stop(request))
+
+    def logs(self, request: LogsRequest) -> AsyncGenerator[LogChunk, None]:
+        """Worker output of this node."""
+        return _items(self._driver, self._plans.logs(request))
+
+    async def signal(
+        self, run_id: str, signum: int, ranks: Sequence[int] = (), *, incarnation: int = 0
+    ) -> tuple[int, ...]:
+        """Signal workers of this node; gives the ranks that got it. Never repeated by itself."""
+        return await self._driver.run(self._plans.signal(run_id, signum, ranks, incarnation))
+
+    async def get_node(self) -> NodeInfo:
+        """Who the node is and how it is."""
+        return await self._driver.run(self._plans.get_node())
+
+    async def describe(self, run_id: str, *, incarnation: int = 0) -> tuple[RunStatus, RunSpec]:
+        """The run as a whole and its spec. Only its hub answers."""
+        return await self._driver.run(self._plans.describe(run_id, incarnation))
+
+    async def terminate(
+        self, run_id: str, *, incarnation: int = 0, grace: float | None = None, reason: str = ""
+    ) -> RunStatus:
+        """End the run on every node. Only its hub answers."""
+        return await self._driver.run(self._plans.terminate(run_id, incarnation, grace, reason))
+
+    async def health(self, service: str = "") -> str:
+        """`SERVING`, `NOT_SERVING` or `UNKNOWN`, by grpc.health.v1."""
+        return await self._driver.run(self._plans.health(service))
+
+
+class AsyncFleet(_Closing):
+    """Many nodes. What each said stands beside what others failed to say."""
+
+    def __init__(
+        self,
+        targets: Iterable[str] | Mapping[str, str] | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """`targets`: a list, or a mapping from names to targets. None: the agentd of this machine and user.
+
+        `patience_s`: how long a run is followed while nobody answers.
+        """
+        nodes = (local_node(),) if targets is None else nodes_of(targets)
+        self._plans = FleetPlans(nodes=nodes, timeout_s=timeout_s, patience_s=patience_s)
+        self._driver = AsyncDriver()
+
+    async def __aenter__(self) -> AsyncFleet:
+        return self
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Names and targets."""
+        return self._plans.nodes
+
+    async def run(
+        self,
+        spec: RunSpec,
+        *,
+        hub: str | None = None,
+        request_id: str | None = None,
+        environment: PassedEnvironment | Mapping[str, str] | None = None,
+    ) -> AsyncRunHandle:
+        """Start a run on the nodes of its spec, or on all of the fleet if the spec names none.
+
+        `hub`: the node that coordinates; the first by default. `request_id`: give the same one to repeat
+        the same wish. `environment`: passed on to the workers; None chooses from this process's own.
+        """
+        launched = await self._driver.run(self._plans.run(spec, hub, request_id, environment))
+        return AsyncRunHandle(self._driver, self._plans.started(launched))
+
+    async def find(self, run_id: str, *, incarnation: int = 0) -> AsyncRunHandle:
+        """A run that lives or has ended, started by anyone."""
+        return AsyncRunHandle(self._driver, await self._driver.run(self._plans.find(run_id, incarnation)))
+
+    async def list_runs(self, *, include_ended: bool = False) -> PerNode[tuple[RunStatus, ...]]:
+        """The runs each node knows."""
+        return await self._driver.run(self._plans.runs(include_ended))
+
+    async def get_nodes(self) -> PerNode[NodeInfo]:
+        """Who the nodes are and how they are."""
+        return await self._driver.run(self._plans.get_nodes())
+
+
+class AsyncRunHandle:
+    """A run. Needs no closing: it uses its fleet's channels."""
+
+    def __init__(self, driver: AsyncDriver, plans: RunPlans) -> None:
+        self._driver = driver
+        self._plans = plans
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self._plans.place.run_id
+
+    @property
+    def incarnation(self) -> int:
+        """Which use of the id this is."""
+        return self._plans.place.incarnation
+
+    @property
+    def launched(self) -> Launched | None:
+        """How each node took the run. None where the run was found, not started, here."""
+        return self._plans.launched
+
+    async def status(self) -> RunReport:
+        """The run by its hub and all its nodes."""
+        return await self._driver.run(self._plans.status())
+
+    async def watch(self) -> AsyncGenerator[RunStatus, None]:
+        """Snapshots as they change, over broken streams, to the end of the run."""
+        async with aclosing(self.follow()) as events:
+            async for event in events:
+                if isinstance(event, StatusChanged):
+                    yield event.status
+
+    def follow(self, *, logs: LogsRequest | None = None) -> AsyncGenerator[RunEvent, None]:
+        """All that happens to the run, to its end: snapshots, output if asked for, problems of nodes."""
+        return _items(self._driver, self._plans.follow(logs, None))
+
+    async def logs(
+        self,
+        *,
+        ranks: Sequence[int] = (),
+        streams: Sequence[LogStream] = (),
+        tail_lines: int | None = None,
+        follow: bool = False,
+        all_rounds: bool = False,
+        role: str = "",
+    ) -> AsyncGenerator[LogChunk, None]:
+        """Worker output of all nodes; with `follow` also what comes, to the end of the run."""
+        request = LogsRequest(
+            run_id=self.run_id,
+            ranks=tuple(ranks),
+            streams=tuple(streams),
+            tail_lines=tail_lines,
+            follow=follow,
+            all_rounds=all_rounds,
+            role=role,
+        )
+        async with aclosing(self.log_events(request)) as events:
+            async for event in events:
+                if isinstance(event, LogReceived):
+                    yield event.chunk
+
+    def log_events(self, request: LogsRequest) -> AsyncGenerator[RunEvent, None]:
+        """Like `logs`, with the problems of nodes beside the output."""
+        plan = self._plans.follow(request, None) if request.follow else self._plans.read_logs(request)
+        return _items(self._driver, plan)
+
+    async def wait(self, timeout_s: float | None = None) -> RunReport:
+        """The run's end. Raises `StillRunning` when it has not come in time."""
+        return await self._driver.run(self._plans.follow(None, timeout_s))
+
+    async def stop(self, *, grace: float | None = None, reason: str = "") -> RunReport:
+        """Ask for the end on every node. Answers at once; `wait` tells when it came."""
+        return await self._driver.run(self._plans.stop(grace, reason))
+
+    async def join(
+        self,
+        targets: Iterable[str],
+        *,
+        environment: PassedEnvironment | Mapping[str, str] | None = None,
+    ) -> PerNode[Start]:
+        """Add nodes to the live run."""
+        return await self._driver.run(self._plans.join(targets, environment))
+
+    async def leave(
+        self, nodes: Iterable[str], *, grace: float | None = None, reason: str = ""
+    ) -> PerNode[RunStatus]:
+        """Take nodes out; the others go on."""
+        return await self._driver.run(self._plans.leave(nodes, grace, reason))
+
+    async def signal(self, signum: int, ranks: Sequence[int] = ()) -> PerNode[tuple[int, ...]]:
+        """Signal workers, all or those of `ranks`; gives the ranks that got it, by node."""
+        return await self._driver.run(self._plans.signal(signum, ranks))
+
+
+async def _items(driver: AsyncDriver, plan: Plan[Any]) -> AsyncGenerator[Any, None]:
+    async with aclosing(driver.iterate(plan)) as items:
+        async for item in items:
+            if not isinstance(item, Finished):
+                yield item
+
+
+__all__ = ["AsyncAgentClient", "AsyncFleet", "AsyncRunHandle"]

@@ -1,0 +1,103 @@
+"""What a client learns of a fleet: answers beside problems, so that no partial result is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Generic, TypeVar
+
+from agentd.api.errors import AgentError
+from agentd.api.types import LogChunk, RunStatus
+
+T_co = TypeVar("T_co", covariant=True)
+
+NO_PROBLEMS: Mapping[str, AgentError] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerNode(Generic[T_co]):
+    """What each node said, by its name."""
+
+    answers: Mapping[str, T_co] = field(default_factory=dict)
+    problems: Mapping[str, AgentError] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every node answered."""
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """A run as its hub and its nodes tell it together."""
+
+    status: RunStatus
+    problems: Mapping[str, AgentError] = NO_PROBLEMS
+    """Nodes, by name, whose own part of the story is lacking, and why."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every node told its part."""
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What became of one node when a run was started."""
+
+    status: RunStatus
+    created: bool
+    """False: the run was there already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusChanged:
+    """The run's newest snapshot."""
+
+    status: RunStatus
+    source: str
+    """The node that told it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogReceived:
+    """A piece of a worker's output."""
+
+    chunk: LogChunk
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStarted:
+    """A node that was missing has taken the run."""
+
+    node: str
+    status: RunStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeProblem:
+    """A node does not answer or has refused; unless `final`, it is tried again."""
+
+    node: str
+    error: AgentError
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeBack:
+    """A node with a problem answers again."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOver:
+    """The run has ended; nothing follows."""
+
+    report: RunReport
+
+
+RunEvent = StatusChanged | LogReceived | NodeStarted | NodeProblem | NodeBack | RunOver
+"""What `RunHandle.follow` gives."""

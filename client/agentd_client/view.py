@@ -1,0 +1,74 @@
+"""One picture of a run out of what its hub and its nodes tell. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from agentd.api.types import TERMINAL, Failure, NodeStatus, RunStatus
+
+
+def merge(described: RunStatus | None, told: Sequence[RunStatus]) -> RunStatus:
+    """The run: its state from the hub, its workers from their own nodes.
+
+    Without a hub's word the best informed node stands in for it. Only the newest incarnation counts.
+    """
+    newest = max(status.incarnation for status in _all(described, told))
+    hub = described if described is not None and described.incarnation == newest else None
+    nodes_say = [status for status in told if status.incarnation == newest]
+    base = hub or max(nodes_say, key=_authority)
+    return replace(
+        base,
+        nodes=_merge_nodes(base, nodes_say),
+        first_failure=base.first_failure or _earliest(status.first_failure for status in nodes_say),
+        hub_address=base.hub_address or next((s.hub_address for s in nodes_say if s.hub_address), ""),
+    )
+
+
+def _all(described: RunStatus | None, told: Sequence[RunStatus]) -> list[RunStatus]:
+    return [*told, *([described] if described is not None else [])]
+
+
+def _authority(status: RunStatus) -> tuple[bool, int, int, bool, int]:
+    return (
+        status.from_hub,
+        status.round,
+        status.restart_count,
+        status.phase in TERMINAL,
+        len(status.nodes),
+    )
+
+
+def _merge_nodes(base: RunStatus, told: Sequence[RunStatus]) -> tuple[NodeStatus, ...]:
+    """Each node once, in the order of the base, then as they come."""
+    seen: dict[str, NodeStatus] = {node.node_id: node for node in base.nodes}
+    for status in told:
+        if status is base:
+            continue
+        for node in status.nodes:
+            known = seen.get(node.node_id)
+            seen[node.node_id] = node if known is None else _join(known, node)
+    return tuple(seen.values())
+
+
+def _join(known: NodeStatus, other: NodeStatus) -> NodeStatus:
+    """Two views of one node: workers from the one that sees them, the link to the hub from `known`."""
+    detail = other if _detail(other) > _detail(known) else known
+    return replace(
+        detail,
+        address=known.address or other.address,
+        name=known.name or other.name,
+        detached=known.detached,
+        reason=detail.reason or known.reason,
+    )
+
+
+def _detail(node: NodeStatus) -> tuple[int, int, int]:
+    """How much is known of a node's workers; the hub knows their places only."""
+    workers = [worker for group in node.groups for worker in group.workers]
+    newest_round = max((group.round for group in node.groups), default=0)
+    return (sum(1 for worker in workers if worker.pid), newest_round, len(workers))
+
+
+def _earliest(failures: Iterable[Failure | None]) -> Failure | None:
+    return min((failure for failure in failures if failure), key=lambda f: f.time, default=None)
