@@ -242,6 +242,7 @@ class SignalWorkers:
     ranks: tuple[int, ...] = ()
 
 
+ReportFrame: TypeAlias = Ready | Started | Exited | Failed | Done | Unkillable | Ended
 HostFrame: TypeAlias = Hello | Ready | Started | Exited | Failed | Done | Unkillable | Ended
 AgentFrame: TypeAlias = Welcome | Refused | Assigned | StopRound | FinishHost | SignalWorkers
 Frame: TypeAlias = HostFrame | AgentFrame
@@ -269,16 +270,17 @@ FRAMES: Mapping[str, type[Frame]] = {
 
 def encode(frame: Frame) -> bytes:
     """The frame as it goes over the socket."""
-    payload = json.dumps(as_json(frame), separators=(",", ":"), default=_plain).encode()
+    payload = as_json(frame)
     if len(payload) > MAX_FRAME:
         raise WireError(f"a {frame.type} frame of {len(payload)} bytes is over the limit of {MAX_FRAME}")
     return _LENGTH.pack(len(payload)) + payload
 
 
-def as_json(frame: Frame) -> dict[str, Any]:
-    """The frame's object, as it also stands in host.jsonl."""
+def as_json(frame: Frame) -> bytes:
+    """The frame's object, as it also stands in host.jsonl; one line."""
     body = {field.name: getattr(frame, field.name) for field in fields(frame)}
-    return {"version": VERSION, "type": frame.type, **body}
+    tagged = {"version": VERSION, "type": frame.type, **body}
+    return json.dumps(tagged, separators=(",", ":"), default=_plain).encode()
 
 
 def decode(payload: bytes) -> Frame:

@@ -1,0 +1,180 @@
+"""The host's rendezvous: every decision is a message to agentd, which asks the hub.
+
+All waiting is the agent's own `Waiter`, in which the link to agentd also lives; a stop of the agent passes
+through as `StopRequested`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from agentd.elastic.multiprocessing.errors.failure import NOT_AVAILABLE, ProcessFailure
+from agentd.elastic.rendezvous.api import RendezvousHandler, RendezvousInfo
+from agentd.elastic.rendezvous.coordinated import (
+    AssignedRendezvousInfo,
+    Assignment,
+    Verdict,
+    WorkerExit,
+    WorkerStart,
+)
+from agentd.host.ports import HeldPort
+from agentd.host.wire import (
+    Assigned,
+    Done,
+    Exited,
+    Failed,
+    FailedWorker,
+    HostSpec,
+    Ready,
+    ReportFrame,
+    Started,
+    StartedWorker,
+    StopRound,
+)
+from agentd.procs.waiter import Waiter
+
+ROUND_FILE = "round.json"
+
+
+class HostRendezvous(RendezvousHandler):
+    """Forms rounds through agentd. See `CoordinatedRendezvous` for when the agent calls what."""
+
+    def __init__(
+        self, spec: HostSpec, group_dir: str, waiter: Waiter, report: Callable[[ReportFrame], object]
+    ) -> None:
+        self._spec = spec
+        self._round_file = f"{group_dir}/{ROUND_FILE}"
+        self._waiter = waiter
+        self._report = report
+        self._place: Assigned | None = None
+        self._stop_round = 0
+        self._port: HeldPort | None = None
+        self.workers: dict[int, StartedWorker] = {}
+        """The running ones, by global rank."""
+
+    # What agentd says.
+
+    def on_assigned(self, place: Assigned) -> None:
+        """A round was formed with this group in it."""
+        if place.round > self._round:
+            self._place = place
+
+    def on_stop_round(self, frame: StopRound) -> None:
+        """The round, and every older one, must go."""
+        self._stop_round = max(self._stop_round, frame.round)
+
+    # What the agent asks.
+
+    def get_backend(self) -> str:
+        return "agentd"
+
+    def get_run_id(self) -> str:
+        return self._spec.run_id
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        """Leaving is not closing: only the hub ends a run."""
+
+    def num_nodes_waiting(self) -> int:
+        return int(self.round_over())
+
+    def shutdown(self) -> bool:
+        port, self._port = self._port, None
+        if port is not None:
+            port.close()
+        return True
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        gone, port = self._round, self._offer_port()
+        self.workers.clear()
+        self._report(Ready(round=gone, master_port=port))
+        self._waiter.wait_until(lambda: self._round > gone, None)
+        place = self._place
+        assert place is not None
+        self._write_round_file(place.round)
+        assigned = {field.name: getattr(place, field.name) for field in fields(Assignment)}
+        return AssignedRendezvousInfo(Assignment(**assigned))
+
+    def on_workers_started(self, round: int, workers: Sequence[WorkerStart]) -> None:
+        started = tuple(_started(worker) for worker in workers)
+        self.workers = {worker.rank: worker for worker in started}
+        self._report(Started(round=round, workers=started))
+
+    def on_worker_exit(self, round: int, worker: WorkerExit) -> None:
+        self.workers.pop(worker.rank, None)
+        exited = Exited(
+            round=round,
+            local_rank=worker.local_rank,
+            rank=worker.rank,
+            pid=worker.pid,
+            exit_code=worker.exit_code,
+            signal=worker.signal,
+            torn_down=worker.torn_down,
+        )
+        self._report(exited)
+
+    def on_failure(self, round: int, failures: Mapping[int, ProcessFailure], reason: str) -> Verdict:
+        failed = [_failed(rank, failure, self._log_dir(round, failure)) for rank, failure in failures.items()]
+        failed.sort(key=lambda worker: -worker.age_s)
+        self._report(Failed(round=round, failures=tuple(failed), reason=reason))
+        # Restart or end is the hub's word; an end arrives as a stop of the agent.
+        self._waiter.wait_until(self.round_over, None)
+        return Verdict.RESTART
+
+    def on_done(self, round: int) -> Verdict:
+        self._report(Done(round=round))
+        return Verdict.END
+
+    def round_over(self) -> bool:
+        return self._stop_round >= self._round > 0
+
+    def on_round_gone(self, round: int) -> None:
+        """Told by `ready`, which also offers the next port, or by the last report."""
+
+    @property
+    def _round(self) -> int:
+        return self._place.round if self._place else 0
+
+    def _offer_port(self) -> int:
+        """A fresh port; the one of the round that is over is let go after it, so that they differ."""
+        former, self._port = self._port, HeldPort()
+        if former is not None:
+            former.close()
+        return self._port.number
+
+    def _write_round_file(self, round: int) -> None:
+        text = json.dumps(
+            {"run_id": self._spec.run_id, "incarnation": self._spec.incarnation, "round": round}
+        )
+        partial = Path(f"{self._round_file}.new")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(self._round_file)
+
+    def _log_dir(self, round: int, failure: ProcessFailure) -> str:
+        return f"{self._spec.log_root}/round_{round}/{failure.local_rank}"
+
+
+def _started(worker: WorkerStart) -> StartedWorker:
+    return StartedWorker(**{field.name: getattr(worker, field.name) for field in fields(StartedWorker)})
+
+
+def _failed(rank: int, failure: ProcessFailure, log_dir: str) -> FailedWorker:
+    signalled = failure.exitcode < 0
+    return FailedWorker(
+        rank=rank,
+        local_rank=failure.local_rank,
+        pid=failure.pid,
+        exit_code=None if signalled else failure.exitcode,
+        signal=-failure.exitcode if signalled else None,
+        message=failure.message_text(),
+        stderr_tail=failure.stderr_tail(),
+        time=failure.exited_at,
+        error_file="" if failure.error_file == NOT_AVAILABLE else failure.error_file,
+        log_dir=log_dir,
+        age_s=failure.age_s(),
+    )
