@@ -1,0 +1,78 @@
+"""The rendezvous of a run: `step(state, event, now) -> (state, effects)`. No clock, no I/O.
+
+    FORMING -> RUNNING <-> STOPPING -> FORMING, and from each of them ENDING -> ENDED
+
+`rounds` forms, stops and ends; `reports` hears members; `sessions` hears of nodes; `ranks` seats them.
+"""
+
+from __future__ import annotations
+
+from agentd.api.types import Phase
+from agentd.hub import reports, sessions
+from agentd.hub.plan import RunPlan
+from agentd.hub.rounds import advance, due, finish, hasten
+from agentd.hub.sessions import refusal
+from agentd.hub.state import (
+    Attached,
+    Beat,
+    Effect,
+    Event,
+    HubRecord,
+    NodeSilent,
+    Publish,
+    Received,
+    RunState,
+    StreamEnded,
+    Terminated,
+    TimedFailure,
+)
+from agentd.hub.turn import Turn
+
+__all__ = ["begin", "due", "refusal", "step"]
+
+
+def begin(plan: RunPlan, now: float, record: HubRecord | None = None) -> RunState:
+    """A run without members: a new one, or one whose hub has only its record left."""
+    record = record or HubRecord()
+    return RunState(
+        plan=plan,
+        beat=Beat.ENDED if record.outcome else Beat.FORMING,
+        round=record.round,
+        restart_count=record.restart_count,
+        membership_changes=record.membership_changes,
+        first=TimedFailure(record.first_failure, now) if record.first_failure else None,
+        outcome=record.outcome,
+        reason=record.reason,
+        join_deadline=now + plan.join_timeout,
+    )
+
+
+def step(state: RunState, event: Event, now: float) -> tuple[RunState, tuple[Effect, ...]]:
+    """The state after an event, and what to do about it, in order."""
+    turn = Turn(state, now)
+    match event:
+        case Attached(hello):
+            sessions.attach(turn, hello)
+        case Received():
+            reports.receive(turn, event)
+        case StreamEnded(node_id, epoch):
+            sessions.detach(turn, node_id, epoch)
+        case NodeSilent(node_id, epoch):
+            sessions.silent(turn, node_id, epoch)
+        case Terminated(grace, reason):
+            _terminate(turn, grace, reason)
+        case _:
+            if state.beat not in (Beat.ENDING, Beat.ENDED):
+                sessions.expire(turn)
+    advance(turn)
+    if turn.state is not state:
+        turn.emit(Publish())
+    return turn.state, tuple(turn.effects)
+
+
+def _terminate(turn: Turn, grace: float | None, reason: str) -> None:
+    if turn.state.beat is Beat.ENDING:
+        if grace is not None:
+            hasten(turn, grace)
+    elif turn.state.beat is not Beat.ENDED:
+        finish(turn, Phase.STOPPED, reason or "somebody asked for the end of the run", grace)

@@ -1,0 +1,192 @@
+"""What a node knows of its own members, and how it answers the hub. No clock, no I/O.
+
+A report is kept until the hub has answered it, and said again on the next stream: nothing is lost with a
+broken one, and nothing is said twice on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from agentd.api.types import Failure
+from agentd.hub.messages import (
+    AgedFailure,
+    Assignment,
+    MemberCondition,
+    MemberDone,
+    MemberFailed,
+    MemberLeaving,
+    MemberMessage,
+    MemberReady,
+    MemberState,
+    RoundGone,
+    StopRound,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Member:
+    role: str
+    local_world_size: int
+    condition: MemberCondition = MemberCondition.JOINING
+    round: int = 0
+    master_port: int = 0
+    stopping: int = 0
+    """A round it was asked to stop and has not said gone of."""
+    leaving: bool = False
+    report: MemberMessage | None = None
+    """Said and not answered."""
+    reported_at: float = 0.0
+
+
+class MemberBook:
+    """The members of one node in one run."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, _Member] = {}
+        self._stopped = 0
+
+    @property
+    def needs_hub(self) -> bool:
+        """Whether any member waits for the hub; running workers do not."""
+        return any(
+            member.report is not None or member.condition is not MemberCondition.RUNNING or member.stopping
+            for member in self._members.values()
+        )
+
+    def states(self) -> tuple[MemberState, ...]:
+        """The members for the hello of a new stream."""
+        return tuple(
+            MemberState(
+                role=member.role,
+                local_world_size=member.local_world_size,
+                condition=member.condition,
+                round=member.round,
+            )
+            for member in self._members.values()
+        )
+
+    def unanswered(self, now: float) -> list[MemberMessage]:
+        """What to say again on a new stream, right after its hello."""
+        return [
+            _aged(member.report, now - member.reported_at)
+            for member in self._members.values()
+            if member.report is not None
+        ]
+
+    def ready(self, role: str, local_world_size: int, master_port: int) -> MemberMessage:
+        """None of its workers run: it wants a place."""
+        member = self._members.get(role) or _Member(role=role, local_world_size=local_world_size)
+        self._members[role] = member = replace(member, local_world_size=local_world_size, leaving=False)
+        if member.stopping:
+            return self._keep(member, self._gone(member, member.stopping, master_port))
+        report = MemberReady(role=role, local_world_size=local_world_size, master_port=master_port)
+        member = replace(member, condition=MemberCondition.JOINING, master_port=master_port)
+        return self._keep(member, report)
+
+    def gone(self, role: str, round_: int, master_port: int, unkillable: str) -> MemberMessage | None:
+        """Nothing of the round runs here any more. None: the hub does not count on this member."""
+        member = self._members.get(role)
+        if member is None:
+            return None
+        if member.leaving or unkillable or not master_port:
+            del self._members[role]
+            port = 0 if member.leaving else master_port
+            return RoundGone(role=role, round=round_, master_port=port, unkillable=unkillable)
+        return self._keep(member, self._gone(member, round_, master_port))
+
+    def failed(
+        self, role: str, round_: int, failures: Sequence[tuple[Failure, float]], reason: str, now: float
+    ) -> MemberMessage | None:
+        """Its part of the round failed; each failure comes with its age at `now`."""
+        member = self._members.get(role)
+        if member is None:
+            return None
+        aged = tuple(AgedFailure(failure=failure, age=age) for failure, age in failures)
+        report = MemberFailed(role=role, round=round_, failures=aged, reason=reason)
+        if member.condition is MemberCondition.JOINING:
+            # The port it offered went with what failed.
+            member = replace(member, master_port=0)
+        return self._keep(replace(member, reported_at=now), report)
+
+    def done(self, role: str, round_: int) -> MemberMessage | None:
+        """Its workers of the round succeeded."""
+        member = self._members.get(role)
+        if member is None:
+            return None
+        member = replace(member, condition=MemberCondition.DONE, round=round_)
+        return self._keep(member, MemberDone(role=role, round=round_))
+
+    def leave(self, role: str, reason: str) -> MemberMessage | None:
+        """It takes no further part. If workers still run, `gone` is to follow."""
+        member = self._members.get(role)
+        if member is None:
+            return None
+        report = MemberLeaving(role=role, reason=reason)
+        if member.condition is not MemberCondition.RUNNING:
+            del self._members[role]
+            return report
+        return self._keep(replace(member, leaving=True), report)
+
+    def assigned(self, assignment: Assignment) -> bool:
+        """Take a place; false if the message is stale."""
+        member = self._members.get(assignment.role)
+        if member is None or member.leaving or assignment.round <= max(member.round, self._stopped):
+            return False
+        self._members[member.role] = replace(
+            member,
+            condition=MemberCondition.RUNNING,
+            round=assignment.round,
+            master_port=0,
+            stopping=0,
+            report=None,
+        )
+        return True
+
+    def stop(self, message: StopRound) -> tuple[list[MemberMessage], bool]:
+        """Hear that a round is to stop: what to answer for members that run nothing, and whether any has to act."""
+        self._stopped = max(self._stopped, message.round)
+        answers: list[MemberMessage] = []
+        act = False
+        for member in list(self._members.values()):
+            if member.leaving:
+                continue
+            if member.condition is MemberCondition.JOINING:
+                answers += self._answer_for_idle(member, message.round)
+            elif member.round == message.round and member.stopping != message.round:
+                self._members[member.role] = replace(member, stopping=message.round, report=None)
+                act = True
+        return answers, act
+
+    def finish(self) -> None:
+        """The run is over: nothing is left to be said twice."""
+        for role, member in self._members.items():
+            self._members[role] = replace(member, report=None)
+
+    def _answer_for_idle(self, member: _Member, round_: int) -> list[MemberMessage]:
+        if member.master_port:
+            return [self._keep(member, self._gone(member, round_, member.master_port))]
+        self._members[member.role] = replace(member, stopping=round_, report=None)
+        return []
+
+    def _gone(self, member: _Member, round_: int, master_port: int) -> RoundGone:
+        return RoundGone(role=member.role, round=round_, master_port=master_port)
+
+    def _keep(self, member: _Member, report: MemberMessage) -> MemberMessage:
+        if isinstance(report, RoundGone):
+            member = replace(
+                member,
+                condition=MemberCondition.JOINING,
+                master_port=report.master_port,
+                stopping=0 if report.round >= member.stopping else member.stopping,
+            )
+        self._members[member.role] = replace(member, report=report)
+        return report
+
+
+def _aged(report: MemberMessage, since: float) -> MemberMessage:
+    if not isinstance(report, MemberFailed):
+        return report
+    older = tuple(replace(aged, age=aged.age + max(since, 0.0)) for aged in report.failures)
+    return replace(report, failures=older)

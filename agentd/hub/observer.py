@@ -1,0 +1,28 @@
+"""The observer's own time: seconds in which this process itself ran.
+
+A peer is judged by how long it was silent while somebody listened. When this process was stopped, frozen
+or starved, the clock stands still beyond a short step, so every lease and deadline grows by the gap; and the
+first tick after a gap judges nobody, because what was said meanwhile is still waiting to be read.
+"""
+
+from __future__ import annotations
+
+
+class OwnTime:
+    """A clock that advances at most `step` seconds from one tick to the next."""
+
+    def __init__(self, now: float, *, step: float) -> None:
+        self._step = step
+        self._ticked_at = now
+        self._own = now
+
+    def tick(self, now: float) -> bool:
+        """Go on to `now`. True: nobody was held up since the last tick, so silence may be judged."""
+        on_time = now - self._ticked_at <= self._step
+        self._own = self.at(now)
+        self._ticked_at = now
+        return on_time
+
+    def at(self, now: float) -> float:
+        """The own time of a monotonic `now` at or after the last tick."""
+        return self._own + min(max(now - self._ticked_at, 0.0), self._step)

@@ -1,0 +1,73 @@
+"""What a spec means to the hub: who is expected, how many there may be, and every time with its default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agentd.api.types import RunSpec
+from agentd.core import defaults
+from agentd.core.specs import Member, expected_members, member_bounds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """A spec with everything filled in. Durations are seconds; sizes count members."""
+
+    spec: RunSpec
+    incarnation: int
+    hub_node_id: str
+    hub_address: str
+    started_at: float
+    roles: Mapping[str, int]
+    """Role to its place in the spec."""
+    expected: Mapping[Member, int]
+    """Members of the node list, in rank order: role-major, then list order. Empty: membership is open."""
+    min_members: int
+    max_members: int
+    heartbeat: float
+    lease: float
+    join_timeout: float
+    last_call: float
+    stop_grace: float
+
+    @property
+    def answer_limit(self) -> float:
+        """Longest a live node may take to say that a round is gone, without the grace of that stop."""
+        return defaults.KILL_WAIT + self.lease
+
+    def member_name(self, name: str, role: str) -> str:
+        """A member as people name it: the node alone where there is one role."""
+        return name if len(self.roles) == 1 else f"{name}/{role}"
+
+
+def make_plan(
+    spec: RunSpec, incarnation: int, *, hub_node_id: str, hub_address: str = "", started_at: float = 0.0
+) -> RunPlan:
+    """Fill in a spec that admission has found valid."""
+    rendezvous = spec.rendezvous
+    expected = expected_members(spec)
+    fewest, most = member_bounds(spec)
+    if not (expected or rendezvous.min_members or rendezvous.max_members):
+        # Open and of no said size: one node with all its roles.
+        fewest = most = len(spec.roles)
+    return RunPlan(
+        spec=spec,
+        incarnation=incarnation,
+        hub_node_id=hub_node_id,
+        hub_address=hub_address,
+        started_at=started_at,
+        roles={role.role: index for index, role in enumerate(spec.roles)},
+        expected={member: index for index, member in enumerate(expected)},
+        min_members=fewest,
+        max_members=most,
+        heartbeat=_or(rendezvous.heartbeat, defaults.HEARTBEAT),
+        lease=_or(rendezvous.lease, defaults.LEASE),
+        join_timeout=_or(rendezvous.join_timeout, defaults.JOIN_TIMEOUT),
+        last_call=_or(rendezvous.last_call, defaults.LAST_CALL),
+        stop_grace=_or(spec.stop_grace, defaults.STOP_GRACE),
+    )
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

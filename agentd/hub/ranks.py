@@ -1,0 +1,94 @@
+"""Who gets a place in a round, in which order, and what each of them is told.
+
+The first round is ordered role-major (spec order), then by node list, then by arrival. Later ones keep the
+survivors' order, so that rank 0 stays while its node lives, and put newcomers behind them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from agentd.api.errors import InvalidSpec
+from agentd.api.targets import parse_target
+from agentd.core.specs import Member
+from agentd.hub.messages import Assignment
+from agentd.hub.plan import RunPlan
+from agentd.hub.state import MemberKey, Place, RunState
+
+LOOPBACK = "127.0.0.1"
+
+
+def seat(state: RunState) -> list[MemberKey]:
+    """The members of the next round by group rank, at most `max_members` of those that wait."""
+    survivors = [key for key in state.order if key in state.waiting]
+    known = frozenset(survivors)
+    newcomers = [key for key in state.waiting if key not in known]
+    # The sort is stable: members no list names stay in order of arrival.
+    newcomers.sort(key=lambda key: _list_place(state, key))
+    room = state.plan.max_members - len(survivors)
+    taken = newcomers[: max(room, 0)]
+    taken.sort(key=lambda key: (state.plan.roles[key.role], _list_place(state, key)))
+    return (survivors + taken)[: state.plan.max_members]
+
+
+def assign(state: RunState, members: Sequence[MemberKey], round_: int) -> dict[MemberKey, Place]:
+    """The place of each member in a round, by group rank."""
+    offers = [state.waiting[key] for key in members]
+    world_size = sum(offer.local_world_size for offer in offers)
+    role_sizes: Counter[str] = Counter()
+    for key, offer in zip(members, offers, strict=True):
+        role_sizes[key.role] += offer.local_world_size
+    master = master_host(state.nodes[members[0].node_id].address)
+    places: dict[MemberKey, Place] = {}
+    rank_base = 0
+    role_base: Counter[str] = Counter()
+    for group_rank, (key, offer) in enumerate(zip(members, offers, strict=True)):
+        assignment = Assignment(
+            role=key.role,
+            round=round_,
+            group_rank=group_rank,
+            group_world_size=len(members),
+            rank_base=rank_base,
+            world_size=world_size,
+            role_rank_base=role_base[key.role],
+            role_world_size=role_sizes[key.role],
+            master_addr=master,
+            master_port=offers[0].master_port,
+            restart_count=state.restart_count,
+            max_restarts=state.plan.spec.max_restarts,
+        )
+        places[key] = Place(assignment, offer)
+        rank_base += offer.local_world_size
+        role_base[key.role] += offer.local_world_size
+    return places
+
+
+def master_host(address: str) -> str:
+    """The host of an advertised address, as workers dial it. A node with only a Unix socket is alone."""
+    try:
+        target = parse_target(address)
+    except InvalidSpec:
+        return LOOPBACK
+    if target.is_unix or _is_unspecified(target.host):
+        return LOOPBACK
+    return target.host
+
+
+def missing(plan: RunPlan, nodes: Mapping[str, str], present: Sequence[MemberKey]) -> list[str]:
+    """Names of listed members that are not among `present`; `nodes` gives each node id its name."""
+    there = {Member(nodes.get(key.node_id, key.node_id), key.role) for key in present}
+    return [plan.member_name(member.node, member.role) for member in plan.expected if member not in there]
+
+
+def _list_place(state: RunState, key: MemberKey) -> int:
+    expected = state.plan.expected
+    return expected.get(Member(state.nodes[key.node_id].name, key.role), len(expected))
+
+
+def _is_unspecified(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False

@@ -1,0 +1,88 @@
+"""What the hub says to people: why a round stops, what a run waits for, how it ended."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Sequence
+
+from agentd.api.types import Failure
+from agentd.hub.ranks import missing
+from agentd.hub.state import MemberKey, RunState
+
+SHOWN = 16
+"""Names in one sentence."""
+
+
+def failure(what: Failure, node: str) -> str:
+    """A failure as one clause."""
+    if what.exit_code is not None:
+        how = f"exited with code {what.exit_code}"
+    elif what.signal is not None:
+        how = f"was killed by {_signal_name(what.signal)}"
+    else:
+        return f"{what.role} on node {node} failed: {what.message or 'no reason given'}"
+    return f"rank {what.rank} (pid {what.pid}) on node {node} {how}"
+
+
+def joined(state: RunState) -> str:
+    """How far a round that forms has come."""
+    plan, count = state.plan, len(state.waiting)
+    if plan.min_members == plan.max_members or not plan.expected:
+        text = f"{count} of {plan.min_members} members joined"
+    else:
+        text = f"{count} members joined, {plan.min_members} to {plan.max_members} make a round"
+    absent = missing(plan, _names(state), list(state.waiting))
+    return f"{text}; missing: {names(absent)}" if absent else text
+
+
+def join_timeout(state: RunState) -> str:
+    """Why a run that never had enough members failed."""
+    plan = state.plan
+    there = [plan.member_name(_names(state).get(key.node_id, key.node_id), key.role) for key in state.waiting]
+    absent = missing(plan, _names(state), list(state.waiting))
+    if plan.expected:
+        expected = names([plan.member_name(*member) for member in plan.expected])
+    else:
+        expected = "any"
+        absent = [f"{plan.min_members - len(there)} more"]
+    return (
+        f"only {len(there)} of at least {plan.min_members} members joined within {plan.join_timeout:g} s. "
+        f"Expected: {expected}; joined: {names(there)}; missing: {names(absent)}. "
+        "See that agentd runs on the missing nodes and can reach the hub, then run again."
+    )
+
+
+def full(state: RunState) -> str:
+    """Why a member gets no place now."""
+    limit = state.plan.spec.max_membership_changes
+    if state.done:
+        return "members of the round are done already; it is not disturbed any more"
+    if limit is not None and state.membership_changes >= limit and len(state.live) < state.plan.max_members:
+        return f"all {limit} membership changes are used up; waiting for another reason to form a round"
+    return f"the round is full ({len(state.live)} members); waiting for the next one"
+
+
+def names(items: Sequence[str]) -> str:
+    """Names in a row, or how many more there are."""
+    if not items:
+        return "none"
+    more = len(items) - SHOWN
+    return ", ".join(items[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def members(labels: Iterable[str]) -> str:
+    """One member or several, to begin a sentence with."""
+    found = list(labels)
+    return f"{'member' if len(found) == 1 else 'members'} {names(found)}"
+
+
+def _names(state: RunState) -> dict[str, str]:
+    keys: Iterable[MemberKey] = state.waiting
+    return {key.node_id: state.nodes[key.node_id].name for key in keys}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

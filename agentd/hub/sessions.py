@@ -1,0 +1,232 @@
+"""Nodes come, lose their stream, come back, or are lost.
+
+Of a node's sessions only the one with the highest epoch counts. A stream that broke makes the node
+*detached*: its members keep their places until its window ends. Silence for a lease makes it lost.
+"""
+
+from __future__ import annotations
+
+from agentd.api.errors import AgentError, InvalidSpec, NodeIdTaken, StaleSession
+from agentd.api.types import Phase
+from agentd.hub.messages import (
+    MemberCondition,
+    MemberState,
+    RunFinished,
+    SessionHello,
+    SessionWelcome,
+    StopRound,
+)
+from agentd.hub.reports import done
+from agentd.hub.rounds import farewell, membership_changed
+from agentd.hub.state import (
+    Absent,
+    Beat,
+    CloseSession,
+    MemberKey,
+    Node,
+    RunState,
+    Send,
+)
+from agentd.hub.turn import Turn, with_, without
+
+ABSENT_LIMIT = 4096
+"""Nodes that are remembered after they went."""
+
+
+def refusal(state: RunState, hello: SessionHello) -> AgentError | None:
+    """Why a node's session cannot be taken, if so."""
+    for member in hello.members:
+        if member.role not in state.plan.roles:
+            return InvalidSpec("members.role", f"run {hello.run_id!r} has no role {member.role!r}")
+    here = state.nodes.get(hello.node_id)
+    if here is not None and here.agent_uid != hello.agent_uid:
+        return NodeIdTaken(hello.node_id, hello.address, here.address)
+    known = here or state.absent.get(hello.node_id)
+    if known and known.agent_uid == hello.agent_uid and hello.session_epoch <= known.epoch:
+        return StaleSession(hello.node_id)
+    return None
+
+
+def attach(turn: Turn, hello: SessionHello) -> None:
+    """Take a session that was not refused: welcome it and agree on what its members have."""
+    state = turn.state
+    gone = state.absent.get(hello.node_id)
+    if gone and gone.lost and state.plan.spec.no_rejoin:
+        _turn_away(turn, hello, gone)
+        return
+    before = state.nodes.get(hello.node_id)
+    sizes = {member.role: member.local_world_size for member in hello.members}
+    node = Node(
+        node_id=hello.node_id,
+        agent_uid=hello.agent_uid,
+        epoch=hello.session_epoch,
+        address=hello.address,
+        name=hello.node_name or hello.node_id,
+        reattach_window=hello.reattach_window,
+        sizes={**(before.sizes if before else {}), **sizes},
+    )
+    turn.change(
+        nodes=with_(state.nodes, node.node_id, node),
+        detached=without(state.detached, [node.node_id]),
+        absent=without(state.absent, [node.node_id]),
+    )
+    plan = state.plan
+    welcome = SessionWelcome(
+        hub_node_id=plan.hub_node_id, heartbeat=plan.heartbeat, lease=plan.lease, spec=plan.spec
+    )
+    turn.send([node.node_id], welcome)
+    if state.beat in (Beat.ENDING, Beat.ENDED):
+        turn.send([node.node_id], farewell(state))
+        return
+    # What it waits for it says again; until then it has nothing to offer.
+    mine = turn.members_of(node.node_id)
+    _park_waiting(turn, mine)
+    turn.change(leaving=turn.state.leaving.difference(mine))
+    _agree(turn, hello)
+
+
+def detach(turn: Turn, node_id: str, epoch: int) -> None:
+    """A stream ended: what runs goes on for the node's window, what only waited is forgotten."""
+    state = turn.state
+    node = state.nodes.get(node_id)
+    if node is None or node.epoch != epoch:
+        return
+    mine = turn.members_of(node_id)
+    if state.beat in (Beat.ENDING, Beat.ENDED):
+        # The end of its stream is its answer: a node closes when nothing of the run is left there.
+        turn.change(owing=without(state.owing, mine))
+        return
+    turn.forget([key for key in mine if key in state.leaving])
+    turn.change(leaving=state.leaving.difference(mine))
+    _park_waiting(turn, mine)
+    state = turn.state
+    if not any(key in state.live or key in state.owing or key in state.done for key in mine):
+        _go(turn, node, "its stream ended", lost=False)
+        return
+    window = state.plan.lease if state.beat is Beat.STOPPING else node.reattach_window
+    turn.change(detached=with_(state.detached, node_id, turn.now + window))
+    if window <= 0:
+        lose_node(turn, node_id, "its stream broke")
+
+
+def silent(turn: Turn, node_id: str, epoch: int) -> None:
+    """An open session said nothing for a lease."""
+    node = turn.state.nodes.get(node_id)
+    if node is not None and node.epoch == epoch:
+        lose_node(turn, node_id, f"no heartbeat for {turn.state.plan.lease:g} s")
+
+
+def expire(turn: Turn) -> None:
+    """Lose the nodes whose window to come back has ended."""
+    for node_id in [node_id for node_id, until in turn.state.detached.items() if turn.now >= until]:
+        if node_id in turn.state.detached:
+            lose_node(turn, node_id, "its stream broke and it did not come back")
+
+
+def lose_node(turn: Turn, node_id: str, why: str) -> None:
+    """A node is lost, and with it the places of its members."""
+    state = turn.state
+    node = state.nodes[node_id]
+    mine = turn.members_of(node_id)
+    ran = any(key in state.live for key in mine)
+    if ran or any(key in state.owing for key in mine):
+        _gather(turn)
+    turn.change(suspect_lost=state.suspect_lost or node_id in state.suspects)
+    _go(turn, node, why, lost=True)
+    if ran and turn.state.beat is Beat.RUNNING:
+        membership_changed(turn, f"node {node.name} is lost: {why}")
+
+
+def _go(turn: Turn, node: Node, why: str, *, lost: bool) -> None:
+    mine = turn.members_of(node.node_id)
+    turn.forget(mine)
+    turn.change(leaving=turn.state.leaving.difference(mine), out=without(turn.state.out, mine))
+    state = turn.state
+    absent = Absent(
+        agent_uid=node.agent_uid,
+        epoch=node.epoch,
+        address=node.address,
+        name=node.name,
+        reason=why,
+        lost=lost,
+    )
+    remembered = without(state.absent, list(state.absent)[: len(state.absent) - ABSENT_LIMIT + 1])
+    turn.change(
+        nodes=without(state.nodes, [node.node_id]),
+        detached=without(state.detached, [node.node_id]),
+        absent=with_(remembered, node.node_id, absent),
+    )
+    turn.emit(CloseSession(node.node_id, node.epoch))
+
+
+def _gather(turn: Turn) -> None:
+    """Losses within one heartbeat of the first are one change: the next round waits that long to form."""
+    if turn.state.beat is Beat.RUNNING or not turn.state.gather_until:
+        turn.change(gather_until=turn.now + turn.state.plan.heartbeat)
+
+
+def _park_waiting(turn: Turn, mine: list[MemberKey]) -> None:
+    """A waiting member loses its turn with its stream; one of the round being stopped is waited for."""
+    state = turn.state
+    parked = [key for key in mine if key in state.waiting]
+    turn.forget(parked)
+    if state.beat is Beat.STOPPING:
+        survivors = {key: None for key in parked if key in state.order}
+        turn.change(owing={**turn.state.owing, **survivors})
+
+
+def _turn_away(turn: Turn, hello: SessionHello, gone: Absent) -> None:
+    reason = f"node {gone.name} was lost ({gone.reason}) and the run has no_rejoin"
+    turn.send([hello.node_id], RunFinished(phase=Phase.LOST, reason=reason))
+    turn.emit(CloseSession(hello.node_id, hello.session_epoch))
+
+
+def _agree(turn: Turn, hello: SessionHello) -> None:
+    """Compare what the node says it has with what the hub gave it."""
+    told = {member.role: member for member in hello.members}
+    stale_rounds: dict[int, None] = {}
+    broken: list[MemberKey] = []
+    for key in turn.members_of(hello.node_id):
+        state, member = turn.state, told.get(key.role)
+        if key in state.live:
+            if member is None or _runs_another(member, state.round):
+                broken.append(key)
+            elif member.condition is MemberCondition.DONE and member.round == state.round:
+                done(turn, key, member.round)
+        elif key in state.owing:
+            if member is None:
+                turn.forget([key])
+            else:
+                stale_rounds[state.round] = None
+        elif member is None:
+            turn.forget([key])
+        elif stale := _left_over(turn, key, member):
+            stale_rounds[stale] = None
+    if turn.state.beat is Beat.ENDING:
+        return
+    for round_ in stale_rounds:
+        reason = turn.state.reason or "the run went on without this node"
+        turn.emit(Send(hello.node_id, StopRound(round=round_, reason=reason)))
+    if broken:
+        turn.forget(broken)
+        label = turn.label(broken[0])
+        membership_changed(turn, f"{label} came back without its workers")
+
+
+def _left_over(turn: Turn, key: MemberKey, member: MemberState) -> int:
+    """The round that a member the hub had given up must stop; 0: none."""
+    state = turn.state
+    if key in state.done:
+        return 0
+    turn.forget([key])
+    if member.condition is MemberCondition.JOINING:
+        return 0
+    finished = member.condition is MemberCondition.DONE and member.round == state.round
+    if finished and state.beat is Beat.RUNNING and key in state.order:
+        turn.change(done=with_(turn.state.done, key, None))
+        return 0
+    return member.round
+
+
+def _runs_another(member: MemberState, round_: int) -> bool:
+    return member.condition is not MemberCondition.JOINING and member.round != round_

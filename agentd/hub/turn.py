@@ -1,0 +1,93 @@
+"""One step in the making: the state so far, the effects so far, and the small changes all rooms share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from agentd.hub.messages import HubMessage
+from agentd.hub.state import Effect, HubRecord, Journal, MemberKey, RunState, Send
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Turn:
+    """Gathers what a step decides. Lives no longer than the step, so the step stays a pure function."""
+
+    __slots__ = ("effects", "now", "state")
+
+    def __init__(self, state: RunState, now: float) -> None:
+        self.state = state
+        self.now = now
+        self.effects: list[Effect] = []
+
+    def change(self, **fields: Any) -> None:
+        """Go on with another state."""
+        self.state = replace(self.state, **fields)
+
+    def emit(self, effect: Effect) -> None:
+        """Add an effect behind those there are."""
+        self.effects.append(effect)
+
+    def send(self, node_ids: Iterable[str], message: HubMessage) -> None:
+        """Tell one message to each of these nodes."""
+        self.effects.extend(Send(node_id, message) for node_id in node_ids)
+
+    def journal(self) -> None:
+        """Have what the state promises written before the effects that follow."""
+        state = self.state
+        self.emit(
+            Journal(
+                HubRecord(
+                    round=state.round,
+                    restart_count=state.restart_count,
+                    membership_changes=state.membership_changes,
+                    first_failure=state.first.failure if state.first else None,
+                    outcome=state.outcome,
+                    reason=state.reason,
+                )
+            )
+        )
+
+    def forget(self, keys: Collection[MemberKey]) -> None:
+        """Take members out of the round and of the queue for the next."""
+        state = self.state
+        self.change(
+            waiting=without(state.waiting, keys),
+            live=without(state.live, keys),
+            done=without(state.done, keys),
+            owing=without(state.owing, keys),
+        )
+
+    def label(self, key: MemberKey) -> str:
+        """A member as people name it."""
+        state = self.state
+        node = state.nodes.get(key.node_id) or state.absent.get(key.node_id)
+        return state.plan.member_name(node.name if node else key.node_id, key.role)
+
+    def members_of(self, node_id: str) -> list[MemberKey]:
+        """Every member the node could have."""
+        return [MemberKey(node_id, role) for role in self.state.plan.roles]
+
+
+def with_(mapping: Mapping[K, V], key: K, value: V) -> Mapping[K, V]:
+    """A copy with one entry more; an entry that was there keeps its place in the order."""
+    return {**mapping, key: value}
+
+
+def without(mapping: Mapping[K, V], keys: Collection[K]) -> Mapping[K, V]:
+    """A copy without these entries, or the mapping itself if it has none of them."""
+    found = [key for key in keys if key in mapping]
+    if not found:
+        return mapping
+    rest = dict(mapping)
+    for key in found:
+        del rest[key]
+    return rest
+
+
+def node_ids(keys: Iterable[MemberKey]) -> list[str]:
+    """The nodes of these members, each once, in their order."""
+    return list(dict.fromkeys(key.node_id for key in keys))

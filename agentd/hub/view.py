@@ -1,0 +1,135 @@
+"""A run as people and programs read it: the hub's state as a `RunStatus`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from agentd.api.types import TERMINAL, GroupStatus, NodeStatus, Phase, RunStatus
+from agentd.core.lifecycle import least_advanced, worker_state
+from agentd.hub import sentences
+from agentd.hub.ranks import missing
+from agentd.hub.state import Absent, Beat, MemberKey, Node, RunState
+from agentd.hub.turn import Turn
+
+COMPACT_LIMIT = 64
+"""Nodes and names that a view pushed to every node has; the hub itself shows all."""
+
+_PHASES = {
+    Beat.FORMING: Phase.RENDEZVOUS,
+    Beat.RUNNING: Phase.RUNNING,
+    Beat.STOPPING: Phase.RESTARTING,
+    Beat.ENDING: Phase.STOPPING,
+}
+
+
+def run_status(state: RunState, *, revision: int = 0, finished_at: float = 0.0) -> RunStatus:
+    """The whole run, with each node and group but no worker: those only their node knows."""
+    plan = state.plan
+    phase = run_phase(state)
+    label = Turn(state, 0.0).label
+    return RunStatus(
+        run_id=plan.spec.run_id,
+        incarnation=plan.incarnation,
+        phase=phase,
+        round=state.round,
+        restart_count=state.restart_count,
+        max_restarts=plan.spec.max_restarts,
+        min_members=plan.min_members,
+        max_members=plan.max_members,
+        missing=() if phase in TERMINAL else _missing(state),
+        spares=tuple(label(key) for key in state.waiting) if state.beat is Beat.RUNNING else (),
+        first_failure=state.first.failure if state.first else None,
+        nodes=_nodes(state),
+        membership_changes=state.membership_changes,
+        revision=revision,
+        reason=sentences.joined(state) if state.beat is Beat.FORMING else state.reason,
+        hub_address=plan.hub_address,
+        from_hub=True,
+        started_at=plan.started_at,
+        finished_at=finished_at,
+        labels=plan.spec.labels,
+    )
+
+
+def run_phase(state: RunState) -> Phase:
+    """Where the run as a whole is."""
+    return _PHASES.get(state.beat) or state.outcome or Phase.LOST
+
+
+def compact(status: RunStatus) -> RunStatus:
+    """What every node is sent: of bounded size, since each of N nodes would get something about N nodes."""
+    small = len(status.nodes) <= COMPACT_LIMIT
+    return replace(
+        status,
+        nodes=tuple(replace(node, groups=()) for node in status.nodes) if small else (),
+        missing=status.missing[:COMPACT_LIMIT],
+        spares=status.spares[:COMPACT_LIMIT],
+    )
+
+
+def _missing(state: RunState) -> tuple[str, ...]:
+    present = [*state.waiting, *state.live, *state.done, *state.owing]
+    names = {node_id: node.name for node_id, node in state.nodes.items()}
+    return tuple(missing(state.plan, names, present))
+
+
+def _nodes(state: RunState) -> tuple[NodeStatus, ...]:
+    ranks = {key: rank for rank, key in enumerate(state.order)}
+    here = [_node(state, node, ranks) for node in state.nodes.values()]
+    gone = [_absent(state, node_id, absent) for node_id, absent in state.absent.items()]
+    return (*here, *gone)
+
+
+def _node(state: RunState, node: Node, ranks: dict[MemberKey, int]) -> NodeStatus:
+    groups = []
+    for role in state.plan.roles:
+        key = MemberKey(node.node_id, role)
+        phase = _group_phase(state, key)
+        if phase is None:
+            continue
+        placed = key in state.live or key in state.done or key in state.owing or run_phase(state) in TERMINAL
+        groups.append(
+            GroupStatus(
+                role=role,
+                phase=phase,
+                worker_state=worker_state(phase),
+                group_rank=ranks.get(key) if placed else None,
+                round=state.round if placed and key in ranks else 0,
+                reason=state.out.get(key, ""),
+                local_world_size=node.sizes.get(role, 0),
+            )
+        )
+    return NodeStatus(
+        node_id=node.node_id,
+        address=node.address,
+        name=node.name,
+        phase=least_advanced(group.phase for group in groups) if groups else Phase.PENDING,
+        detached=node.node_id in state.detached,
+        reason="; ".join(group.reason for group in groups if group.reason),
+        groups=tuple(groups),
+    )
+
+
+def _group_phase(state: RunState, key: MemberKey) -> Phase | None:
+    """The member's phase as far as the hub knows; None: it has no part in the run."""
+    ending = state.beat in (Beat.ENDING, Beat.ENDED)
+    if key in state.out:
+        return Phase.LOST
+    if key in state.owing:
+        return Phase.STOPPING if ending or key in state.leaving else Phase.RESTARTING
+    if ending:
+        return state.outcome if key in state.order or key in state.waiting else None
+    if key in state.live:
+        return Phase.RUNNING
+    if key in state.done:
+        return Phase.DONE
+    if key in state.waiting:
+        return Phase.WAITING if state.beat is Beat.RUNNING else Phase.RENDEZVOUS
+    return None
+
+
+def _absent(state: RunState, node_id: str, absent: Absent) -> NodeStatus:
+    phase = Phase.LOST if absent.lost else Phase.STOPPED
+    return NodeStatus(
+        node_id=node_id, address=absent.address, name=absent.name, phase=phase, reason=absent.reason
+    )
