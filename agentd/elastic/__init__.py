@@ -5,6 +5,7 @@
 
 from agentd.elastic.agent.server import (
     ElasticAgent,
+    LocalElasticAgent,
     RunResult,
     SimpleElasticAgent,
     StopRequested,
@@ -13,14 +14,17 @@ from agentd.elastic.agent.server import (
     WorkerSpec,
     WorkerState,
 )
-from agentd.elastic.multiprocessing import SignalException
+from agentd.elastic.multiprocessing import ProcessFailure, RoundLogsSpecs, SignalException
 from agentd.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 __all__ = [
     "ElasticAgent",
+    "LocalElasticAgent",
+    "ProcessFailure",
     "RendezvousHandler",
     "RendezvousInfo",
     "RendezvousStoreInfo",
+    "RoundLogsSpecs",
     "RunResult",
     "SignalException",
     "SimpleElasticAgent",

@@ -1,8 +1,24 @@
-"""Groups of worker processes under torch's names."""
+"""Groups of worker processes under torch's names, and the exception a signal becomes."""
 
 from __future__ import annotations
 
 import signal
+
+from agentd.elastic.multiprocessing.context import PContext, RunProcsResult
+from agentd.elastic.multiprocessing.logs import LogsDest, LogsSpecs, RoundLogsSpecs, Std, to_map
+from agentd.elastic.multiprocessing.subprocess_context import SubprocessContext
+
+__all__ = [
+    "LogsDest",
+    "LogsSpecs",
+    "PContext",
+    "RoundLogsSpecs",
+    "RunProcsResult",
+    "SignalException",
+    "Std",
+    "SubprocessContext",
+    "to_map",
+]
 
 
 class SignalException(Exception):

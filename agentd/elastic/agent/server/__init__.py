@@ -10,9 +10,11 @@ from agentd.elastic.agent.server.api import (
     WorkerSpec,
     WorkerState,
 )
+from agentd.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
 __all__ = [
     "ElasticAgent",
+    "LocalElasticAgent",
     "RunResult",
     "SimpleElasticAgent",
     "StopRequested",

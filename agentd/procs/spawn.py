@@ -1,0 +1,175 @@
+"""Start a program: own session, clean signals, no stray descriptors, dead when its parent dies.
+
+A process with one thread forks, which leaves room to set the link to the parent; one with threads lets
+`deathlink.py` set it, because between fork and exec of such a process no Python may run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agentd.procs import prctl
+from agentd.procs.identity import ProcessIdentity, identify
+
+DEATHLINK = str(Path(__file__).with_name("deathlink.py"))
+LINK_TIMEOUT_S = 30.0
+
+
+class SpawnError(OSError):
+    """A program could not be started. `filename` is what is wrong: the program, or the directory."""
+
+    def __init__(self, number: int, path: str, problem: str) -> None:
+        super().__init__(number, problem, path)
+        self.path = path
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"cannot start {self.path}: {self.problem}"
+
+
+@dataclass(slots=True)
+class Child:
+    """A started program, its own session's leader. Its owner reaps it."""
+
+    identity: ProcessIdentity
+    popen: subprocess.Popen[bytes]
+    started_at: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
+
+    @property
+    def pid(self) -> int:
+        """Its pid, and the id of its session and process group."""
+        return self.identity.pid
+
+    def signal_group(self, signum: int) -> None:
+        """Signal its whole process group. Only while it is unreaped: until then the id is its own."""
+        assert self.popen.returncode is None, "a reaped child's group id may belong to a stranger"
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signum)
+
+    def reap(self) -> None:
+        """Take its exit status, if it has ended; its pid is free afterwards."""
+        self.popen.poll()
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: str | None = None,
+    stdout_fd: int | None = None,
+    stderr_fd: int | None = None,
+    parent_death_signal: int | None = signal.SIGKILL,
+    new_session: bool = True,
+) -> Child:
+    """Start `argv`; raises `SpawnError`. Streams that are not given are this process' own; stdin is empty.
+
+    The link follows the calling thread: with its end the child gets `parent_death_signal`.
+    """
+    program = find_program(argv[0], env)
+    start = _start_forked if _has_one_thread() else _start_linked
+    try:
+        with open(os.devnull, "rb") as empty:
+            options = {
+                "env": dict(env),
+                "cwd": cwd,
+                "stdin": empty,
+                "stdout": stdout_fd,
+                "stderr": stderr_fd,
+                "start_new_session": new_session,
+            }
+            popen = start(program, argv, parent_death_signal or 0, options)
+    except OSError as error:
+        raise _explained(error, program, cwd) from error
+    except ValueError as error:
+        raise SpawnError(errno.EINVAL, program, str(error)) from error
+    identity = identify(popen.pid)
+    assert identity is not None, "an unreaped child is always in /proc"
+    return Child(identity, popen)
+
+
+def find_program(name: str, env: Mapping[str, str]) -> str:
+    """Where the program of that name is, by the PATH of `env`; raises `SpawnError`."""
+    if "/" in name:
+        return name
+    found = shutil.which(name, path=env.get("PATH", os.defpath))
+    if found is None:
+        raise SpawnError(errno.ENOENT, name, "there is no such program on the PATH it would run with")
+    return found
+
+
+def _has_one_thread() -> bool:
+    return len(os.listdir("/proc/self/task")) == 1
+
+
+def _start_forked(
+    program: str, argv: Sequence[str], death_signal: int, options: dict[str, Any]
+) -> subprocess.Popen[bytes]:
+    prctl.load()
+    parent = os.getpid()
+    ignored = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
+
+    def prepare() -> None:
+        if death_signal:
+            prctl.set_parent_death_signal(death_signal)
+            # The parent may have died before the link was made.
+            if os.getppid() != parent:
+                os._exit(128 + death_signal)
+        for number in ignored:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    # One thread only, so none can hold a lock that the child would wait for.
+    return subprocess.Popen(list(argv), executable=program, preexec_fn=prepare, **options)  # noqa: PLW1509
+
+
+def _start_linked(
+    program: str, argv: Sequence[str], death_signal: int, options: dict[str, Any]
+) -> subprocess.Popen[bytes]:
+    report, told = os.pipe2(os.O_CLOEXEC)
+    try:
+        shim = [sys.executable, "-I", "-S", DEATHLINK, str(death_signal), str(os.getpid()), str(told)]
+        try:
+            popen = subprocess.Popen([*shim, program, *argv], pass_fds=(told,), **options)
+        finally:
+            os.close(told)
+        number = _read_report(report)
+        if number:
+            popen.wait()
+            raise OSError(number, os.strerror(number), program)
+        return popen
+    finally:
+        os.close(report)
+
+
+def _read_report(report: int) -> int:
+    """The errno of the failed start; 0 once the program runs, or if its start takes very long."""
+    readable, _, _ = select.select([report], [], [], LINK_TIMEOUT_S)
+    data = os.read(report, 16) if readable else b""
+    return int(data) if data.isdigit() else 0
+
+
+def _explained(error: OSError, program: str, cwd: str | None) -> SpawnError:
+    number = error.errno or errno.EIO
+    problem = os.strerror(number)
+    if cwd is not None and os.fsdecode(error.filename or "") == cwd:
+        return SpawnError(number, cwd, f"as its directory: {problem}")
+    if number == errno.ENOENT and Path(cwd or "", program).exists():
+        problem = "the interpreter its first line names is missing"
+    elif number == errno.ENOEXEC:
+        problem = "it is no program; a script needs a first line like #!/bin/sh"
+    elif number == errno.EACCES:
+        problem = f"{problem}: is it an executable file?"
+    return SpawnError(number, program, problem)
