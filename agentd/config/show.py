@@ -12,9 +12,9 @@ from agentd.config.load import Loaded, effective
 
 def as_toml(loaded: Loaded) -> str:
     """One `key = value  # origin` line for each setting, under its table."""
-    rows = [(key, _toml_value(value), loaded.origins[key]) for key, value in effective(loaded.config)]
-    width = max(len(f"{key.rpartition('.')[2]} = {text}") for key, text, _ in rows)
-    return "\n".join(_toml_lines(rows, width)) + "\n"
+    rows = [(key, _toml_line(key, value), loaded.origins[key]) for key, value in effective(loaded.config)]
+    width = max(len(line) for _, line, _ in rows)
+    return "\n".join(_in_tables(rows, width)) + "\n"
 
 
 def as_json(loaded: Loaded) -> str:
@@ -26,25 +26,23 @@ def as_json(loaded: Loaded) -> str:
     return json.dumps(settings, indent=2) + "\n"
 
 
-def _toml_lines(rows: list[tuple[str, str, str]], width: int) -> Iterator[str]:
+def _in_tables(rows: list[tuple[str, str, str]], width: int) -> Iterator[str]:
     table = ""
-    for key, text, origin in rows:
-        section, _, name = key.rpartition(".")
+    for key, line, origin in rows:
+        section = key.rpartition(".")[0]
         if section != table:
             yield f"\n[{section}]"
             table = section
-        line = f"{name} = {text}"
-        # A setting that is not set has no TOML value: its line is a comment.
-        yield f"{'# ' if text == _UNSET else ''}{line:<{width}}  # {origin}"
+        yield f"{line:<{width}}  # {origin}"
 
 
-_UNSET = "(not set)"
-
-
-def _toml_value(value: Any) -> str:
-    plain = _plain(value)
+def _toml_line(key: str, value: Any) -> str:
+    name, plain = key.rpartition(".")[2], _plain(value)
+    if plain is None:
+        # What is not set has no TOML value.
+        return f"# {name} is not set"
     # JSON's texts, numbers, booleans and lists of them are TOML's too.
-    return _UNSET if plain is None else json.dumps(plain, ensure_ascii=False)
+    return f"{name} = {json.dumps(plain, ensure_ascii=False)}"
 
 
 def _plain(value: Any) -> Any:

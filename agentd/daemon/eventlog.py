@@ -83,8 +83,14 @@ class _Writer(logging.handlers.QueueListener):
 
     def stop(self) -> None:
         thread = self._thread
-        with contextlib.suppress(queue.Full):
-            self.enqueue_sentinel()
+        while True:
+            try:
+                self.enqueue_sentinel()
+                break
+            except queue.Full:
+                # The word to end is worth more than one line.
+                with contextlib.suppress(queue.Empty):
+                    self.queue.get_nowait()
         if thread is not None:
             thread.join(WRITE_TIMEOUT)
         self._thread = None

@@ -43,7 +43,9 @@ def plan(listen: Sequence[str], *, insecure: bool, resolve: Resolver) -> ListenP
         if target.is_unix:
             endpoints.append(target)
             continue
-        for host in resolve(target):
+        hosts = sorted(resolve(target), key=lambda host: ":" in host)
+        # Two addresses of one name cannot have the same free port for sure.
+        for host in hosts[:1] if target.port == 0 else hosts:
             endpoint = Target(host=host, port=target.port)
             endpoints.append(endpoint)
             warnings.append(_judge(endpoint, text, insecure=insecure))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from functools import partial
@@ -67,7 +67,7 @@ class LogReader:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="agentd-logs")
         self._watcher = FileWatcher(asyncio.get_running_loop())
 
-    async def read(self, request: LogsRequest) -> AsyncIterator[LogChunk | StreamEnd]:
+    async def read(self, request: LogsRequest) -> AsyncGenerator[LogChunk | StreamEnd, None]:
         """The output that is asked for, and why it ends. Raises `LogNotFound` if there can be none."""
         status = self._source.status(request.run_id, request.incarnation)
         reading = _Reading(self, request, status.incarnation)

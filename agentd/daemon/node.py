@@ -1,0 +1,103 @@
+"""GetNode: who this node is and how it is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final, Protocol
+
+import google.protobuf
+import grpc
+
+from agentd import __version__
+from agentd.api.targets import Target
+from agentd.api.types import GroupRef, NodeInfo
+from agentd.procs.node import NodeFacts, look
+
+PATIENCE: Final = 2.0
+"""Seconds a look at the machine may take before the last one is shown."""
+STATE_DISK_SLOW: Final = "STATE_DISK_SLOW"
+
+
+class Groups(Protocol):
+    """The part of the registry that GetNode shows."""
+
+    @property
+    def draining(self) -> bool: ...
+
+    @property
+    def conditions(self) -> tuple[str, ...]: ...
+
+    def group_refs(self) -> tuple[GroupRef, ...]: ...
+
+
+class NodeReporter:
+    """Looks at the machine in a thread, one look at a time for all who ask."""
+
+    def __init__(
+        self,
+        groups: Groups,
+        *,
+        node_id: str,
+        agent_uid: str,
+        state_dir: str,
+        listening: Sequence[Target],
+        advertised_address: str,
+    ) -> None:
+        self._groups = groups
+        self._fixed = NodeInfo(
+            node_id=node_id,
+            agent_uid=agent_uid,
+            version=__version__,
+            python_version=platform.python_version(),
+            grpc_version=str(grpc.__version__),
+            protobuf_version=google.protobuf.__version__,
+            listen_addresses=tuple(map(str, listening)),
+            advertised_address=advertised_address,
+            pid=os.getpid(),
+            started_at=time.time(),
+            state_dir=state_dir,
+        )
+        self._look: asyncio.Future[NodeFacts] | None = None
+        self._last: NodeFacts | None = None
+
+    async def info(self) -> NodeInfo:
+        """This node now. A disk that does not answer makes it old, never late."""
+        slow = False
+        try:
+            self._last = await asyncio.wait_for(asyncio.shield(self._looking()), PATIENCE)
+        except (asyncio.TimeoutError, OSError):
+            slow = True
+        conditions = (*self._groups.conditions, STATE_DISK_SLOW) if slow else self._groups.conditions
+        return _node_info(self._fixed, self._last, self._groups, conditions)
+
+    def _looking(self) -> asyncio.Future[NodeFacts]:
+        if self._look is None or self._look.done():
+            self._look = asyncio.ensure_future(asyncio.to_thread(look, self._fixed.state_dir))
+        return self._look
+
+
+def _node_info(
+    fixed: NodeInfo, facts: NodeFacts | None, groups: Groups, conditions: tuple[str, ...]
+) -> NodeInfo:
+    info = replace(fixed, draining=groups.draining, groups=groups.group_refs(), conditions=tuple(conditions))
+    if facts is None:
+        return info
+    return replace(
+        info,
+        hostname=facts.hostname,
+        cpus=facts.cpus,
+        gpus=facts.gpus,
+        memory_total_bytes=facts.memory_total_bytes,
+        memory_available_bytes=facts.memory_available_bytes,
+        load_1m=facts.load[0],
+        load_5m=facts.load[1],
+        load_15m=facts.load[2],
+        state_dir_total_bytes=facts.disk_total_bytes,
+        state_dir_free_bytes=facts.disk_free_bytes,
+        agentd_resident_bytes=facts.resident_bytes,
+    )

@@ -1,0 +1,58 @@
+"""What belongs to one agentd at a time: its state directory, its sockets, its ports."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentd.api.targets import Target, default_socket
+from agentd.config import Config
+from agentd.daemon.exits import StateDirUnusable
+from agentd.daemon.listen import claim_port, claim_socket, plan, resolve_host
+from agentd.daemon.locks import FileLock
+from agentd.procs.node import listener_pid
+
+LOCK_FILE = "agentd.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Held by this process until the block that made it ends."""
+
+    state_dir: str
+    endpoints: tuple[Target, ...]
+    warnings: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def claimed(config: Config) -> Iterator[Places]:
+    """Take everything the configuration names, or say who has it. Raises `StartFailed`."""
+    listening = plan(config.listen, insecure=config.insecure, resolve=resolve_host)
+    private = str(default_socket(os.environ, os.getuid()))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(state_dir_locked(config.state_dir))
+        for endpoint in listening.endpoints:
+            if endpoint.is_unix:
+                lock = claim_socket(endpoint, private=str(endpoint) == private)
+                stack.callback(lock.release)
+                stack.callback(Path(endpoint.path).unlink, missing_ok=True)
+            else:
+                claim_port(endpoint, listener_pid)
+        yield Places(config.state_dir, listening.endpoints, listening.warnings)
+
+
+@contextlib.contextmanager
+def state_dir_locked(path: str) -> Iterator[None]:
+    """Own a state directory, made if it is not there. Raises `StartFailed`."""
+    try:
+        Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = FileLock.acquire(os.path.join(path, LOCK_FILE), f"state directory {path}")
+    except OSError as error:
+        raise StateDirUnusable(path, os.strerror(error.errno or 0).lower()) from None
+    try:
+        yield
+    finally:
+        lock.release()

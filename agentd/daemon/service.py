@@ -1,0 +1,134 @@
+"""The daemon's life, told in order: claim, start, serve, drain, exit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc.aio
+
+from agentd import __version__
+from agentd.api.targets import Target
+from agentd.api.types import StreamEnd, StreamEndCause
+from agentd.config import Config
+from agentd.daemon import announce
+from agentd.daemon.eventlog import to_standard_error
+from agentd.daemon.exits import ExitCode, ListenFailed
+from agentd.daemon.parts import Parts, opened
+from agentd.daemon.places import Places, claimed
+from agentd.daemon.wishes import Wishes
+from agentd.rpc.server import bind, make_server
+
+log = logging.getLogger("agentd.daemon")
+
+_LAST_CALLS: Final = 1.0
+"""Seconds calls that are being answered have when everything else is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """How the process that started agentd holds on to it."""
+
+    lifeline_fd: int | None = None
+    """Read end of a pipe. When its writers are gone, agentd drains."""
+    ready_fd: int | None = None
+    """Gets one JSON line once agentd serves."""
+
+
+def serve(config: Config, embedding: Embedding) -> ExitCode:
+    """Be the agentd of this configuration until somebody ends it. Raises `StartFailed`."""
+    with to_standard_error(config.log), claimed(config) as places:
+        return asyncio.run(_Daemon(config, places, embedding).live())
+
+
+class _Daemon:
+    def __init__(self, config: Config, places: Places, embedding: Embedding) -> None:
+        self._config = config
+        self._places = places
+        self._embedding = embedding
+        self._wishes = Wishes()
+
+    async def live(self) -> ExitCode:
+        with self._wishes.heard(self._embedding.lifeline_fd):
+            async with AsyncExitStack() as stack:
+                server = make_server(self._config.node_id)
+                stack.push_async_callback(server.stop, None)
+                bound = self._bind(server)
+                parts = await stack.enter_async_context(opened(self._config, bound, server))
+                await server.start()
+                parts.health.serving(True)
+                await self._announce(parts, bound)
+                await self._wishes.leave.wait()
+                code = await self._drain(parts)
+                await server.stop(_LAST_CALLS)
+                log.info("ended", extra={"exit": code.name})
+                return code
+
+    def _bind(self, server: grpc.aio.Server) -> tuple[Target, ...]:
+        try:
+            bound = bind(server, self._places.endpoints)
+        except OSError as error:
+            raise ListenFailed(", ".join(self._config.listen), str(error)) from None
+        for target in bound:
+            if target.is_unix:
+                Path(target.path).chmod(0o600)
+        return bound
+
+    async def _announce(self, parts: Parts, bound: tuple[Target, ...]) -> None:
+        for warning in self._places.warnings:
+            log.warning(warning)
+        facts = {
+            "node_id": self._config.node_id,
+            "pid": os.getpid(),
+            "addresses": [str(target) for target in bound],
+            "advertised_address": parts.advertised_address,
+        }
+        log.info("serving", extra={**facts, "state_dir": self._places.state_dir, "version": __version__})
+        announce.print_addresses(bound)
+        announce.notify_systemd("READY=1")
+        if self._config.port_file:
+            await asyncio.to_thread(announce.write_port_file, self._config.port_file, bound)
+        if self._embedding.ready_fd is not None:
+            announce.tell_starter(self._embedding.ready_fd, facts)
+
+    async def _drain(self, parts: Parts) -> ExitCode:
+        """In order; a second wish cuts it short."""
+        log.info("draining", extra={"reason": self._wishes.reason})
+        announce.notify_systemd("STOPPING=1")
+        parts.health.serving(False)
+        draining = asyncio.create_task(self._stop_groups(parts))
+        at_once = asyncio.create_task(self._wishes.leave_now.wait())
+        await asyncio.wait({draining, at_once}, return_when=asyncio.FIRST_COMPLETED)
+        at_once.cancel()
+        code = ExitCode.OK
+        if not draining.done():
+            code = ExitCode.FORCED
+            draining.cancel()
+            await asyncio.wait({draining})
+            await parts.registry.stop_now()
+        else:
+            draining.result()
+        parts.streams.close(_goodbye(self._config.node_id))
+        return code
+
+    async def _stop_groups(self, parts: Parts) -> None:
+        stopping = asyncio.create_task(parts.registry.drain(self._config.drain.grace))
+        try:
+            # It refuses new runs from its first step on; only then callers are told to go elsewhere.
+            await asyncio.sleep(0)
+            # Streams that are opened from now on see the groups stop and end with the daemon.
+            parts.streams.end(_goodbye(self._config.node_id))
+            await stopping
+        finally:
+            stopping.cancel()
+
+
+def _goodbye(node_id: str) -> StreamEnd:
+    return StreamEnd(
+        cause=StreamEndCause.DRAINING, reason=f"agentd of node {node_id} goes away; try again in a moment"
+    )

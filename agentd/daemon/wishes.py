@@ -1,0 +1,70 @@
+"""What the world wants of the daemon: signals and the lifeline, as two events on the loop.
+
+The first SIGTERM or SIGINT, or the end of the lifeline, asks for a drain; a second signal for the end at
+once. SIGHUP asks for nothing: a lost terminal must not stop training.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator
+
+log = logging.getLogger("agentd.daemon")
+
+_LEAVING = (signal.SIGTERM, signal.SIGINT)
+
+
+class Wishes:
+    """Set once, never cleared."""
+
+    def __init__(self) -> None:
+        self.leave = asyncio.Event()
+        self.leave_now = asyncio.Event()
+        self.reason = ""
+
+    @contextlib.contextmanager
+    def heard(self, lifeline_fd: int | None) -> Iterator[None]:
+        """Listen while the block runs."""
+        loop = asyncio.get_running_loop()
+        for signum in _LEAVING:
+            loop.add_signal_handler(signum, self._on_signal, signum)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        if lifeline_fd is not None:
+            os.set_blocking(lifeline_fd, False)
+            loop.add_reader(lifeline_fd, self._on_lifeline, lifeline_fd)
+        try:
+            yield
+        finally:
+            if lifeline_fd is not None:
+                loop.remove_reader(lifeline_fd)
+            for signum in (*_LEAVING, signal.SIGHUP):
+                loop.remove_signal_handler(signum)
+
+    def _on_signal(self, signum: signal.Signals) -> None:
+        if self.leave.is_set():
+            log.warning("second signal, ending at once", extra={"signal": signum.name})
+            self.leave_now.set()
+        self._ask(signum.name)
+
+    def _on_hangup(self) -> None:
+        log.info("hangup ignored", extra={"signal": "SIGHUP"})
+
+    def _on_lifeline(self, fd: int) -> None:
+        try:
+            if os.read(fd, 4096):
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        asyncio.get_running_loop().remove_reader(fd)
+        self._ask("the process that started it is gone")
+
+    def _ask(self, reason: str) -> None:
+        if not self.leave.is_set():
+            self.reason = reason
+            self.leave.set()

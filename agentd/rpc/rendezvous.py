@@ -1,0 +1,1 @@
+"""RendezvousService: decode, call, encode. The hub itself is `agentd.hub`."""
