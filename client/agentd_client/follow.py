@@ -8,7 +8,7 @@ from typing import Final
 from agentd.api.errors import AgentError
 from agentd.api.types import TERMINAL, LogsRequest, NodeStatus, RunStatus
 from agentd.v1 import agent_service_pb2 as service
-from agentd_client import calls, watching
+from agentd_client import calls
 from agentd_client.failures import StillRunning
 from agentd_client.launch import Launched, undo
 from agentd_client.locate import Place, tell
@@ -18,6 +18,7 @@ from agentd_client.nodes import Node
 from agentd_client.plan import Arrived, Emit, Ended, Open, Plan, StreamEvent, call_all, clock, receive
 from agentd_client.report import NodeProblem, NodeStarted, RunOver, RunReport
 from agentd_client.retry import is_absence
+from agentd_client.watching import PREFIX as WATCH_PREFIX
 from agentd_client.watching import Watching
 
 START_PREFIX: Final = "start:"
@@ -56,9 +57,11 @@ class _Follower:
         self._deadline = _NEVER if options.wait_s is None else now + options.wait_s
         self._nodes = list(place.nodes)
         self._ids: set[str] = set()
-        self._watching = Watching(place, options.patience_s, options.timeout_s)
         self._starting = _Starting(options.launched, now)
         wanted = [n for n in place.nodes if n.name not in self._starting.waiting]
+        self._watching = Watching(
+            replace(place, nodes=tuple(wanted)), options.patience_s, options.timeout_s, now
+        )
         self._logs = LogReading(options.logs, wanted, now) if options.logs else None
         self._round = 0
 
@@ -89,7 +92,7 @@ class _Follower:
         return min(self._watching.due, self._starting.due, logs_due, self._deadline)
 
     def _take(self, event: StreamEvent, now: float) -> Plan[None]:
-        if event.key == watching.KEY:
+        if event.key.startswith(WATCH_PREFIX):
             before = self._watching.latest
             yield from self._watching.take(event, now)
             latest = self._watching.latest
@@ -98,7 +101,7 @@ class _Follower:
         elif event.key.startswith(START_PREFIX):
             node = yield from self._starting.take(event, now, formed=self._round > 0)
             if node is not None:
-                self._watching.add_source(node)
+                self._watching.add_node(node, now)
                 if self._logs:
                     self._logs.add_node(node, now)
         elif self._logs and event.key.startswith(LOGS_PREFIX):
@@ -113,7 +116,7 @@ class _Follower:
                 if self._is_stranger(stranger):
                     node = Node(stranger.name or stranger.node_id, stranger.address)
                     self._nodes.append(node)
-                    self._watching.add_source(node)
+                    self._watching.add_node(node, now)
                     if self._logs:
                         self._logs.add_node(node, now)
         if status.round != self._round:

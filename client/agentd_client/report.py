@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from agentd.api.errors import AgentError
 from agentd.api.types import LogChunk, RunStatus
 
 T_co = TypeVar("T_co", covariant=True)
-
-NO_PROBLEMS: Mapping[str, AgentError] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +30,7 @@ class RunReport:
     """A run as its hub and its nodes tell it together."""
 
     status: RunStatus
-    problems: Mapping[str, AgentError] = NO_PROBLEMS
+    problems: Mapping[str, AgentError] = field(default_factory=dict)
     """Nodes, by name, whose own part of the story is lacking, and why."""
 
     @property

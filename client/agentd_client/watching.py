@@ -1,10 +1,12 @@
-"""The watch of a run: from its hub's node or any other that lives, over broken streams, until it is over.
+"""The watch of a run: one stream from each of its nodes, over breaks, until the run is over.
 
-A source that breaks is left for the next one; each is resumed by the last revision it told.
+The hub tells how the run stands, each node tells its workers; what is emitted is the whole of it. Whether the
+run is over is the hub's word. A node's own end counts for the run only when the hub cannot be asked.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from agentd.api import convert
@@ -17,146 +19,165 @@ from agentd_client.locate import Place
 from agentd_client.nodes import Node
 from agentd_client.plan import Arrived, Close, Emit, Ended, Open, Plan, StreamEvent, call_all
 from agentd_client.report import NodeBack, NodeProblem, StatusChanged
+from agentd_client.view import merge
 
-KEY: Final = "watch"
+PREFIX: Final = "watch:"
+HUB_SILENCE_S: Final = 5.0
+"""How long a hub may be away before the end that its members tell is taken for the run's."""
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
+_NEVER: Final = float("inf")
+
+
+@dataclass(slots=True)
+class _Source:
+    """One node's stream."""
+
+    node: Node
+    due: float = 0.0
+    is_open: bool = False
+    told: RunStatus | None = None
+    problem: AgentError | None = None
+    failures_in_a_row: int = 0
+
+    @property
+    def key(self) -> str:
+        return PREFIX + self.node.target
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether the node knows nothing of the run."""
+        return isinstance(self.problem, RunNotFound)
 
 
 class Watching:
-    """The one open Watch of a run that is followed. `latest` is its newest snapshot, `over` its end."""
+    """The open Watches of a run that is followed. `latest` is its newest picture, `over` its end."""
 
-    def __init__(self, place: Place, patience_s: float, timeout_s: float) -> None:
+    def __init__(self, place: Place, patience_s: float, timeout_s: float, now: float) -> None:
         self._place = place
         self._patience_s = patience_s
         self._timeout_s = timeout_s
-        self._sources = list(place.nodes)
-        self._at = 0
-        self._revisions: dict[str, int] = {}
-        self._strangers: set[str] = set()
-        self._problems: dict[str, AgentError] = {}
-        self._is_open = False
-        self._due = 0.0
-        self._failures_in_a_row = 0
-        self._down_since: float | None = None
+        self._sources = {PREFIX + node.target: _Source(node) for node in place.nodes}
+        self._heard_at = now
+        self._hub_heard_at = now
+        self._judge_due = _NEVER
         self.latest: RunStatus | None = None
         self.over = False
 
     @property
     def due(self) -> float:
         """When something must happen though no event arrives."""
-        return self._due
+        return min(self._judge_due, *(source.due for source in self._sources.values()))
 
-    def add_source(self, node: Node) -> None:
-        """Another node that knows the run."""
-        self._strangers.discard(node.name)
-        if all(known.target != node.target for known in self._sources):
-            self._sources.append(node)
+    def add_node(self, node: Node, now: float) -> None:
+        """A node that has come later, or has come back."""
+        source = self._sources.setdefault(PREFIX + node.target, _Source(node))
+        if not source.is_open:
+            source.due = now
 
     def act(self, now: float) -> Plan[None]:
-        """Do what is due: open a source, or give up one that says nothing."""
-        if now < self._due:
-            return
-        if self._is_open:
-            yield Close(KEY)
-            silence = Unreachable(self._source.target, f"it said nothing for {calls.SILENCE_S:g} s")
-            yield from self._broke(silence, now)
-            return
-        source = self._source
-        revision = self._revisions.get(source.name, 0)
-        yield Open(
-            KEY, calls.watch_call(source.target, self._place.run_id, self._place.incarnation, revision)
-        )
-        self._is_open, self._due = True, now + calls.SILENCE_S
+        """Do what is due: open streams, give up silent ones, ask again whether it is over."""
+        if now >= self._judge_due:
+            yield from self._judge(now)
+        for source in list(self._sources.values()):
+            if now < source.due:
+                continue
+            if source.is_open:
+                yield Close(source.key)
+                silence = Unreachable(source.node.target, f"it said nothing for {calls.SILENCE_S:g} s")
+                yield from self._broke(source, silence, now)
+            else:
+                # From its newest snapshot, not from a revision: an agentd that was restarted may count anew.
+                place = self._place
+                yield Open(
+                    source.key, calls.watch_call(source.node.target, place.run_id, place.incarnation, 0)
+                )
+                source.is_open, source.due = True, now + calls.SILENCE_S
 
     def take(self, event: StreamEvent, now: float) -> Plan[None]:
-        """Take what the source said."""
+        """Take what a node said."""
+        source = self._sources[event.key]
         match event:
             case Arrived(_, service.WatchResponse() as message):
-                yield from self._heard(message, now)
+                yield from self._heard(source, message, now)
             case Ended(_, error):
-                problem = error or Unreachable(self._source.target, "it ended the stream")
-                yield from self._broke(problem, now)
+                problem = error or Unreachable(source.node.target, "it ended the stream")
+                yield from self._broke(source, problem, now)
 
-    @property
-    def _source(self) -> Node:
-        return self._sources[self._at % len(self._sources)]
+    def close(self) -> Plan[None]:
+        """Give up what is still open."""
+        for source in self._sources.values():
+            if source.is_open:
+                yield Close(source.key)
+            source.is_open, source.due = False, _NEVER
 
-    def _heard(self, message: service.WatchResponse, now: float) -> Plan[None]:
-        source = self._source
-        self._due, self._failures_in_a_row, self._down_since = now + calls.SILENCE_S, 0, None
-        if self._problems.pop(source.name, None) is not None:
-            yield Emit(NodeBack(node=source.name))
+    def _heard(self, source: _Source, message: service.WatchResponse, now: float) -> Plan[None]:
+        source.due, source.failures_in_a_row = now + calls.SILENCE_S, 0
+        self._heard_at = now
+        if source.problem is not None:
+            source.problem = None
+            yield Emit(NodeBack(node=source.node.name))
         if message.HasField("status"):
-            status = convert.run_status_from_message(message.status)
-            self._revisions[source.name] = status.revision
-            self.latest = status
-            yield Emit(StatusChanged(status=status, source=source.name))
-            if status.phase in TERMINAL:
-                yield from self._ended_there(status, now)
-        elif message.HasField("heartbeat"):
-            # Its count has started anew: what we have seen says nothing about what is new there.
-            if message.heartbeat.revision < self._revisions.get(source.name, 0):
-                self._revisions[source.name] = 0
-                yield from self._leave(now)
-        elif message.HasField("end"):
-            yield from self._leave(now)
+            source.told = convert.run_status_from_message(message.status)
+            yield from self._show(source)
+        if source.told is not None and source.told.from_hub:
+            self._hub_heard_at = now
+        if message.HasField("end"):
+            yield Close(source.key)
+            source.is_open = False
+            over_there = source.told is not None and source.told.phase in TERMINAL
+            # An ended stream of an ended part has no more to tell; of a live one, it will.
+            source.due = _NEVER if over_there else now + _FIRST_PAUSE_S
+        yield from self._judge(now)
 
-    def _ended_there(self, status: RunStatus, now: float) -> Plan[None]:
-        """A node's own end is the run's only if its hub agrees or nobody else says otherwise."""
-        self.over = status.from_hub or not (yield from self._lives_elsewhere(status))
+    def _show(self, source: _Source) -> Plan[None]:
+        """Emit the picture if it has changed. What a node told before it fell silent no longer counts."""
+        told = [s.told for s in self._sources.values() if s.told is not None and s.problem is None]
+        picture = merge(None, told)
+        if picture != self.latest:
+            self.latest = picture
+            yield Emit(StatusChanged(status=picture, source=source.node.name))
+
+    def _judge(self, now: float) -> Plan[None]:
+        """Whether the run is over."""
+        self._judge_due = _NEVER
+        heard = [s.told for s in self._sources.values() if s.told is not None and s.problem is None]
+        if any(status.from_hub for status in heard):
+            self.over = any(status.from_hub and status.phase in TERMINAL for status in heard)
+        elif heard and all(status.phase in TERMINAL for status in heard):
+            self.over = yield from self._is_over_without_hub(heard[0], now)
         if self.over:
-            yield Close(KEY)
-            self._is_open = False
-        else:
-            self._strangers.add(self._source.name)
-            yield from self._leave(now)
+            yield from self.close()
 
-    def _lives_elsewhere(self, status: RunStatus) -> Plan[bool]:
-        run_id, incarnation = self._place.run_id, self._place.incarnation
+    def _is_over_without_hub(self, status: RunStatus, now: float) -> Plan[bool]:
+        """Ask the hub; if it does not answer for long, what its members say is all there is."""
         if status.hub_address:
-            (answer,) = yield from call_all(
-                [calls.describe_call(status.hub_address, run_id, incarnation, self._timeout_s)]
-            )
+            call = calls.describe_call(status.hub_address, status.run_id, status.incarnation, self._timeout_s)
+            (answer,) = yield from call_all([call])
             if not isinstance(answer, AgentError):
-                return convert.phase_from_message(answer.status.phase) not in TERMINAL
-        others = [node for node in self._sources if node.name != self._source.name]
-        answers = yield from call_all(
-            [calls.status_call(node.target, run_id, self._timeout_s) for node in others]
-        )
-        known = [calls.newest(a) for a in answers if not isinstance(a, AgentError)]
-        return any(
-            s is not None and s.incarnation == status.incarnation and s.phase not in TERMINAL for s in known
-        )
+                self._hub_heard_at = now
+                return convert.phase_from_message(answer.status.phase) in TERMINAL
+            if isinstance(answer, RunNotFound):
+                return True
+        self._judge_due = now + HUB_SILENCE_S / 5
+        return now - self._hub_heard_at > HUB_SILENCE_S
 
-    def _leave(self, now: float) -> Plan[None]:
-        """Go on with the next source, this one having said all it can."""
-        yield Close(KEY)
-        self._is_open = False
-        self._next_source(now)
+    def _broke(self, source: _Source, error: AgentError, now: float) -> Plan[None]:
+        source.is_open = False
+        if source.problem is None and not isinstance(error, RunNotFound):
+            yield Emit(NodeProblem(node=source.node.name, error=error))
+        source.problem = error
+        self._raise_if_hopeless(now)
+        pause = min(_FIRST_PAUSE_S * 2 ** min(source.failures_in_a_row, 10), _LONGEST_PAUSE_S)
+        source.failures_in_a_row += 1
+        source.due = now + pause
+        yield from self._judge(now)
 
-    def _broke(self, error: AgentError, now: float) -> Plan[None]:
-        self._is_open = False
-        source = self._source
-        if isinstance(error, RunNotFound):
-            self._strangers.add(source.name)
-            if all(node.name in self._strangers for node in self._sources):
-                raise error
-        elif source.name not in self._problems:
-            yield Emit(NodeProblem(node=source.name, error=error))
-        self._problems[source.name] = error
-        if self._down_since is None:
-            self._down_since = now
-        elif now - self._down_since > self._patience_s:
-            raise FleetUnreachable(self._problems)
-        self._next_source(now)
-
-    def _next_source(self, now: float) -> None:
-        candidates = len(self._sources)
-        for step in range(1, candidates + 1):
-            if self._sources[(self._at + step) % candidates].name not in self._strangers:
-                self._at += step
-                break
-        pause = _FIRST_PAUSE_S * 2 ** min(self._failures_in_a_row, 10)
-        self._failures_in_a_row += 1
-        self._due = now + min(pause, _LONGEST_PAUSE_S)
+    def _raise_if_hopeless(self, now: float) -> None:
+        problems = {s.node.name: s.problem for s in self._sources.values() if s.problem is not None}
+        if len(problems) < len(self._sources):
+            return
+        if all(source.is_stranger for source in self._sources.values()):
+            raise next(iter(problems.values()))
+        if now - self._heard_at > self._patience_s:
+            raise next(iter(problems.values())) if len(problems) == 1 else FleetUnreachable(problems)
