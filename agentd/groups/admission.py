@@ -1,6 +1,6 @@
 """Whether this machine can run its part of a run, judged before any effect. Touches the disk: use a thread.
 
-`plan_node` answers with everything resolved (interpreter, program, directory, environment, size), so that what
+`plan_node` answers with everything resolved (interpreter, program, directory, environment), so that what
 was checked is what is run.
 """
 

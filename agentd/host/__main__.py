@@ -1,0 +1,36 @@
+"""Child entry: `python -m agentd.host STATE_DIR GROUP_DIR RUN_ID INCARNATION ROLE PARENT_PID PARENT_START`.
+
+Started by agentd only; the group's token is in the environment, which is also how a sweep finds the host.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from agentd.host.session import Birth, live
+from agentd.procs import prctl
+from agentd.procs.identity import ProcessIdentity
+from agentd.procs.tree import TOKEN_VARIABLE
+
+
+def main() -> int:
+    state_dir, group_dir, run_id, incarnation, role, parent, parent_start = sys.argv[1:]
+    # A lost terminal ends no training, and what workers leave behind comes to this process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    prctl.become_subreaper()
+    birth = Birth(
+        state_dir=state_dir,
+        group_dir=group_dir,
+        run_id=run_id,
+        incarnation=int(incarnation),
+        role=role,
+        token=os.environ[TOKEN_VARIABLE],
+        parent=ProcessIdentity(int(parent), int(parent_start)),
+    )
+    return live(birth)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
