@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -116,11 +117,17 @@ class RoundLogsSpecs(LogsSpecs):
         return dest
 
 
-def open_log(path: str) -> int | None:
-    """A descriptor for a worker's stream, `None` for the console.
+@contextlib.contextmanager
+def opened_log(path: str) -> Iterator[int | None]:
+    """A descriptor to give a worker for a stream, `None` for the console.
 
     Appending, so that whoever cuts a growing file short leaves no hole in it.
     """
     if not path:
-        return None
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        yield None
+        return
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -10,7 +10,7 @@ from typing import Any
 
 from agentd.elastic.multiprocessing.context import PContext, RunProcsResult
 from agentd.elastic.multiprocessing.errors import ProcessFailure
-from agentd.elastic.multiprocessing.logs import LogsSpecs, open_log
+from agentd.elastic.multiprocessing.logs import LogsSpecs, opened_log
 from agentd.procs.crew import Crew, UnkillableWorkers
 from agentd.procs.exits import ExitInfo
 from agentd.procs.spawn import Child
@@ -104,9 +104,7 @@ class SubprocessContext(PContext):
         self._crew.complete()
 
     def _start_one(self, local_rank: int) -> None:
-        stdout = stderr = None
-        try:
-            stdout, stderr = open_log(self.stdouts[local_rank]), open_log(self.stderrs[local_rank])
+        with opened_log(self.stdouts[local_rank]) as stdout, opened_log(self.stderrs[local_rank]) as stderr:
             self._crew.start(
                 local_rank,
                 [self._program, *map(str, self.args[local_rank])],
@@ -115,10 +113,6 @@ class SubprocessContext(PContext):
                 stdout_fd=stdout,
                 stderr_fd=stderr,
             )
-        finally:
-            for fd in (stdout, stderr):
-                if fd is not None:
-                    os.close(fd)
 
     def _close(self, death_sig: signal.Signals, timeout: float) -> None:
         if not self._crew.settled:
