@@ -16,7 +16,7 @@ from agentd.v1 import agent_service_pb2 as service
 from agentd.v1 import run_pb2 as run
 
 text = st.text(st.characters(codec="utf-8"), max_size=20)
-number = st.integers(0, 2**31)
+number = st.integers(0, 2**31 - 1)
 seconds = st.integers(0, 10**9).map(lambda millis: millis / 1000)
 optional_seconds = st.none() | seconds
 mapping = st.dictionaries(text, text, max_size=3)
