@@ -77,16 +77,17 @@ class SubprocessContext(PContext):
             raise UnkillableWorkers(self._crew.stuck)
         if self.failed():
             return self._result({}, dict(self._failures))
-        if not self._crew.gone:
+        if self._failures or not self._crew.gone:
             return None
         good = [rank for rank in self._crew.exits if self._crew.exits[rank].ok]
-        return self._result(dict.fromkeys(good), dict(self._failures))
+        return self._result(dict.fromkeys(good), {})
 
     def failed(self) -> bool:
         """Whether a worker has failed by itself, beyond doubt."""
         if not self._failures:
             return False
-        return self._patience_ends() is None or time.monotonic() >= (self._patience_ends() or 0)
+        ends = self._patience_ends()
+        return ends is None or time.monotonic() >= ends
 
     def stop(self, signum: int, deadline: float) -> None:
         """Stop all without waiting: `signum`, then SIGKILL at the monotonic `deadline`. Again shortens it."""

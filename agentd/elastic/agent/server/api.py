@@ -179,10 +179,8 @@ class SimpleElasticAgent(ElasticAgent):
     def _invoke_run(self, role: str) -> RunResult:
         """Rounds, one after another, until the run ends."""
         group = self._worker_group
-        self._check_stop()
         self._initialize_workers(group)
         while True:
-            self._waiter.wait(time.monotonic() + group.spec.monitor_interval)
             result = self._monitor_workers(group)
             group.state = result.state
             if result.state is WorkerState.SUCCEEDED:
@@ -199,10 +197,14 @@ class SimpleElasticAgent(ElasticAgent):
                 raise RuntimeError(f"worker group {group.spec.role!r} is in state {result.state}")
             elif self._round_is_over():
                 self._restart_workers(group)
+            else:
+                # Last, not first: what happened during the start is not announced again.
+                self._waiter.wait(time.monotonic() + group.spec.monitor_interval)
 
     def _initialize_workers(self, worker_group: WorkerGroup) -> None:
         """Meet the others and start the workers."""
         while True:
+            self._check_stop()
             self._rendezvous(worker_group)
             self._check_stop()
             self._open_round = worker_group.round

@@ -1,0 +1,23 @@
+"""A rig for each test; what it leaves behind is found by the checks of all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.elastic.rig import PlainRendezvous, Rig
+
+
+@pytest.fixture
+def plain() -> PlainRendezvous:
+    return PlainRendezvous()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    yield rig
+    rig.waiter.close()
+    assert rig.left() == []
