@@ -13,6 +13,36 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from agentd.api.types import TERMINAL, Failure, GroupStatus, Phase, WorkerState, WorkerStatus
+from agentd.core.group_events import (
+    Begin,
+    Effect,
+    Finish,
+    GroupEvent,
+    HostDied,
+    HostEnding,
+    HostReady,
+    HostSpawned,
+    HubDone,
+    HubFailed,
+    HubGone,
+    HubLeave,
+    HubReady,
+    MadeSpare,
+    Placed,
+    RoundStopped,
+    SendFinish,
+    SendPlacement,
+    SendStopRound,
+    StartHost,
+    Sweep,
+    Swept,
+    Tick,
+    WorkerExited,
+    WorkersDone,
+    WorkersFailed,
+    WorkersStarted,
+    WorkersUnkillable,
+)
 from agentd.core.lifecycle import END, Event, transition, worker_state
 
 STOP_MARGIN = 15.0
@@ -31,23 +61,6 @@ class HostState(enum.Enum):
     """Its workers succeeded; it exits by itself."""
     SWEEPING = "sweeping"
     """It ended; what it left is being ended."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """A member's place in a formed round."""
-
-    round: int
-    group_rank: int
-    group_world_size: int
-    rank_base: int
-    world_size: int
-    role_rank_base: int
-    role_world_size: int
-    master_addr: str
-    master_port: int
-    restart_count: int
-    max_restarts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +95,8 @@ class GroupState:
     workers: tuple[WorkerStatus, ...] = ()
     failures: tuple[Failure, ...] = ()
     reason: str = ""
+    last_words: str = ""
+    """Why the host says it ends, though nobody asked it to."""
     unkillable: str = ""
     host_losses: int = 0
     ending: Ending | None = None
@@ -104,239 +119,6 @@ class GroupState:
         )
 
 
-# --- events: from the supervisor and the host ---------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """The group was admitted and journalled."""
-
-
-@dataclass(frozen=True, slots=True)
-class HostSpawned:
-    """The host process exists."""
-
-    pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class HostReady:
-    """No worker runs; the host holds `master_port` for rank 0 of the next round."""
-
-    master_port: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkersStarted:
-    """All workers of the round run."""
-
-    round: int
-    workers: tuple[WorkerStatus, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerExited:
-    """One worker of the round ended, by itself or torn down."""
-
-    round: int
-    local_rank: int
-    exit_code: int | None
-    signal: int | None
-    torn_down: bool
-
-
-@dataclass(frozen=True, slots=True)
-class WorkersFailed:
-    """The group cannot go on in this round. `ages`: seconds since each failure."""
-
-    round: int
-    failures: tuple[Failure, ...] = ()
-    ages: tuple[float, ...] = ()
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkersDone:
-    """All workers of the round succeeded; the host exits next."""
-
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkersUnkillable:
-    """SIGKILL did not end these within the host's bound."""
-
-    description: str
-
-
-@dataclass(frozen=True, slots=True)
-class HostEnding:
-    """The host says why it exits."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class HostDied:
-    """The host process is gone, or could not be started."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Swept:
-    """Nothing of the host is left but `leftover` (a description of what cannot be killed)."""
-
-    leftover: str = ""
-
-
-# --- events: from the hub and from callers ------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """The hub formed a round with this group in it."""
-
-    placement: Placement
-
-
-@dataclass(frozen=True, slots=True)
-class MadeSpare:
-    """The hub's round is full."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RoundStopped:
-    """The hub wants the workers of `round` gone."""
-
-    round: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The run is over, or this node leaves it. A second one only shortens the grace."""
-
-    phase: Phase
-    reason: str
-    grace: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time passed: the only event that judges a deadline."""
-
-
-GroupEvent: TypeAlias = (
-    Begin
-    | HostSpawned
-    | HostReady
-    | WorkersStarted
-    | WorkerExited
-    | WorkersFailed
-    | WorkersDone
-    | WorkersUnkillable
-    | HostEnding
-    | HostDied
-    | Swept
-    | Placed
-    | MadeSpare
-    | RoundStopped
-    | Finish
-    | Tick
-)
-
-# --- effects ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class StartHost:
-    """Spawn a host for the group."""
-
-
-@dataclass(frozen=True, slots=True)
-class SendPlacement:
-    """Tell the host its place: it starts the workers."""
-
-    placement: Placement
-
-
-@dataclass(frozen=True, slots=True)
-class SendStopRound:
-    """Tell the host to stop the workers of the round and report ready."""
-
-    round: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class SendFinish:
-    """Tell the host to stop whatever runs and exit."""
-
-    phase: Phase
-    reason: str
-    grace: float
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """End the host, if it is there, and everything it left; answer with `Swept`."""
-
-
-@dataclass(frozen=True, slots=True)
-class HubReady:
-    """The member wants its first place."""
-
-    master_port: int
-
-
-@dataclass(frozen=True, slots=True)
-class HubGone:
-    """Nothing of the round runs here; the member wants a place in the next, unless `unkillable`."""
-
-    round: int
-    master_port: int
-    unkillable: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class HubFailed:
-    """The member's part of the round failed."""
-
-    round: int
-    failures: tuple[Failure, ...]
-    ages: tuple[float, ...]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class HubDone:
-    """The member's part of the round succeeded."""
-
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class HubLeave:
-    """The member takes no further part."""
-
-    reason: str
-
-
-Effect: TypeAlias = (
-    StartHost
-    | SendPlacement
-    | SendStopRound
-    | SendFinish
-    | Sweep
-    | HubReady
-    | HubGone
-    | HubFailed
-    | HubDone
-    | HubLeave
-)
 Step: TypeAlias = tuple[GroupState, tuple[Effect, ...]]
 
 
@@ -348,7 +130,7 @@ def step(state: GroupState, event: GroupEvent, now: float) -> Step:
 
 
 def _begin(state: GroupState, _event: Begin, _now: float) -> Step:
-    return _host_again(state, ())
+    return _host_again(state)
 
 
 def _host_spawned(state: GroupState, event: HostSpawned, _now: float) -> Step:
@@ -443,23 +225,23 @@ def _workers_unkillable(state: GroupState, event: WorkersUnkillable, now: float)
 
 
 def _host_ending(state: GroupState, event: HostEnding, _now: float) -> Step:
-    # The sentence of an ending that was asked for is already there.
-    return (state if state.ending else replace(state, reason=event.reason)), ()
+    return replace(state, last_words=event.reason), ()
 
 
 def _host_died(state: GroupState, event: HostDied, _now: float) -> Step:
     if state.host in (HostState.NONE, HostState.SWEEPING):
         return state, ()
     expected = state.host is HostState.LEAVING or state.ending is not None
-    running = state.round > state.gone_round and state.stopped_round < state.round
+    being_stopped = state.stopped_round >= state.round > state.gone_round
     state = replace(
         state, host=HostState.SWEEPING, host_pid=0, awaiting_place=False, workers=_all_ended(state.workers)
     )
     if expected:
         return state, (Sweep(),)
-    reason = f"the host was lost: {event.reason}"
+    reason = f"the host was lost: {state.last_words or event.reason}"
     state = replace(_moved(state, Event.HOST_LOST), host_losses=state.host_losses + 1, reason=reason)
-    if not running:
+    if being_stopped:
+        # What ended the round has been counted; its workers are gone all the sooner.
         return state, (Sweep(),)
     return state, (HubFailed(state.round, (), (), reason), Sweep())
 
@@ -473,8 +255,8 @@ def _swept(state: GroupState, event: Swept, now: float) -> Step:
     if state.unkillable:
         return _give_up(state, now)
     if state.ending:
-        return _ended(state, state.ending.phase, state.ending.reason), ()
-    return _host_again(state, ())
+        return _end(state, state.ending.phase, state.ending.reason)
+    return _host_again(state)
 
 
 def _round_stopped(state: GroupState, event: RoundStopped, now: float) -> Step:
@@ -484,7 +266,7 @@ def _round_stopped(state: GroupState, event: RoundStopped, now: float) -> Step:
     if state.host is HostState.LIVE:
         state = replace(state, overdue_at=now + state.stop_grace + STOP_MARGIN)
         return state, (SendStopRound(event.round, event.reason),)
-    return _host_again(state, ())
+    return _host_again(state)
 
 
 def _finish(state: GroupState, event: Finish, now: float) -> Step:
@@ -497,7 +279,7 @@ def _finish(state: GroupState, event: Finish, now: float) -> Step:
         return state, ()
     state = replace(_moved(state, Event.FINISH), ending=ending, reason=ending.reason)
     if state.host is HostState.NONE:
-        return _ended(state, ending.phase, ending.reason), ()
+        return _end(state, ending.phase, ending.reason)
     state = replace(state, overdue_at=ending.kill_at + STOP_MARGIN)
     if state.host is HostState.LIVE:
         return state, (SendFinish(ending.phase, ending.reason, grace),)
@@ -514,45 +296,36 @@ def _tick(state: GroupState, _event: Tick, now: float) -> Step:
     return replace(state, reason="the host did not stop its workers in time"), (Sweep(),)
 
 
-def _host_again(state: GroupState, effects: tuple[Effect, ...]) -> Step:
+def _host_again(state: GroupState) -> Step:
     """Start a host if one is wanted now."""
-    if state.host is not HostState.NONE or state.ending:
-        return state, effects
-    if state.phase is Phase.DONE:
-        return state, effects
+    if state.host is not HostState.NONE or state.ending or state.phase is Phase.DONE:
+        return state, ()
     if state.round > state.gone_round and state.stopped_round < state.round:
         # Until the hub has judged the loss, it may as well say that the run is over.
-        return state, effects
+        return state, ()
     if state.host_losses >= MAX_HOST_LOSSES:
         reason = f"{state.reason}; {state.host_losses} hosts in a row were lost before any worker started"
-        return _ended(state, Phase.FAILED, reason), (*effects, HubLeave(reason))
-    return replace(state, host=HostState.LIVE), (*effects, StartHost())
+        state, effects = _end(state, Phase.FAILED, reason)
+        return state, (HubLeave(reason), *effects)
+    return replace(state, host=HostState.LIVE, last_words=""), (StartHost(),)
 
 
 def _give_up(state: GroupState, now: float) -> Step:
     """Processes that SIGKILL does not end: nothing may start here again."""
     reason = f"UNKILLABLE: {state.unkillable}"
-    tell: tuple[Effect, ...] = ()
-    if state.round > state.gone_round:
-        tell = (HubGone(state.round, 0, state.unkillable),)
-    elif not state.ending:
-        tell = (HubLeave(reason),)
-    state = replace(state, gone_round=state.round)
-    if state.host is HostState.NONE:
-        return _ended(state, Phase.LOST, reason), tell
     ending = Ending(phase=Phase.LOST, reason=reason, kill_at=now)
-    state = replace(_moved(state, Event.FINISH), ending=ending, reason=reason, overdue_at=now + STOP_MARGIN)
-    return state, (*tell, SendFinish(Phase.LOST, reason, 0.0))
+    state = replace(_moved(state, Event.FINISH), ending=ending, reason=reason)
+    if state.host is HostState.NONE:
+        return _end(state, Phase.LOST, reason)
+    state, told = _tell_gone(state)
+    return replace(state, overdue_at=now + STOP_MARGIN), (*told, SendFinish(Phase.LOST, reason, 0.0))
 
 
-def _moved(state: GroupState, event: Event) -> GroupState:
-    return replace(state, phase=transition(state.phase, event))
-
-
-def _ended(state: GroupState, phase: Phase, reason: str) -> GroupState:
-    state = _moved(state, END[phase])
-    return replace(
-        state,
+def _end(state: GroupState, phase: Phase, reason: str) -> Step:
+    """Nothing of the group runs here any more, for good."""
+    state, told = _tell_gone(state)
+    state = replace(
+        _moved(state, END[phase]),
         reason=reason,
         host=HostState.NONE,
         host_pid=0,
@@ -560,6 +333,18 @@ def _ended(state: GroupState, phase: Phase, reason: str) -> GroupState:
         awaiting_place=False,
         workers=_all_ended(state.workers),
     )
+    return state, told
+
+
+def _tell_gone(state: GroupState) -> Step:
+    """The hub may wait for this group's part of the round to be gone. No port: it wants no other place."""
+    if state.round <= state.gone_round:
+        return state, ()
+    return replace(state, gone_round=state.round), (HubGone(state.round, 0, state.unkillable),)
+
+
+def _moved(state: GroupState, event: Event) -> GroupState:
+    return replace(state, phase=transition(state.phase, event))
 
 
 def _ended_worker(worker: WorkerStatus, event: WorkerExited) -> WorkerStatus:
