@@ -18,18 +18,21 @@ from agentd.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 from agentd.v1.rendezvous_service_pb2_grpc import add_RendezvousServiceServicer_to_server
 
 
-def build_server(
-    *, agent: AgentServicer, rendezvous: RendezvousServicer, health: HealthServicer, node_id: str
-) -> grpc.aio.Server:
-    """A server of everything, not yet bound. Needs the running loop."""
-    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=(ErrorGuard(node_id),))
+def make_server(node_id: str) -> grpc.aio.Server:
+    """A server of nothing yet. Needs the running loop."""
+    return grpc.aio.server(options=SERVER_OPTIONS, interceptors=(ErrorGuard(node_id),))
+
+
+def add_services(
+    server: grpc.aio.Server, *, agent: AgentServicer, rendezvous: RendezvousServicer, health: HealthServicer
+) -> None:
+    """Everything that agentd serves, and what tells about it."""
     # The stubs are typed for both kinds of server and fit neither by the letter.
     any_server: Any = server
     add_AgentServiceServicer_to_server(agent, any_server)
     add_RendezvousServiceServicer_to_server(rendezvous, any_server)
     add_health(health, server)
     add_reflection(server)
-    return server
 
 
 def bind(server: grpc.aio.Server, endpoints: Sequence[Target]) -> tuple[Target, ...]:

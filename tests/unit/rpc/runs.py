@@ -1,0 +1,116 @@
+"""Runs in memory, for tests of what the wire makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from agentd.api.errors import RunNotFound
+from agentd.api.types import (
+    TERMINAL,
+    GroupStatus,
+    LogChunk,
+    LogsRequest,
+    LogStream,
+    NodeInfo,
+    NodeStatus,
+    Phase,
+    RunRequest,
+    RunStatus,
+    StopRequest,
+    StreamEnd,
+    WorkerState,
+)
+
+
+def a_run(run_id: str = "r", phase: Phase = Phase.RUNNING, revision: int = 1) -> RunStatus:
+    group = GroupStatus(role="default", phase=phase, worker_state=WorkerState.HEALTHY)
+    return RunStatus(
+        run_id=run_id,
+        incarnation=1,
+        phase=phase,
+        revision=revision,
+        nodes=(NodeStatus(node_id="n", groups=(group,)),),
+    )
+
+
+@dataclass
+class MemoryRuns:
+    """What a registry would say."""
+
+    known: dict[str, RunStatus] = field(default_factory=dict)
+    failure: Exception | None = None
+    accepting: bool = True
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    open_watches: int = 0
+
+    async def show(self, status: RunStatus) -> None:
+        self.known[status.run_id] = status
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def run(self, request: RunRequest) -> tuple[RunStatus, bool]:
+        if self.failure:
+            raise self.failure
+        created = request.spec.run_id not in self.known
+        if created:
+            await self.show(a_run(request.spec.run_id))
+        return self.known[request.spec.run_id], created
+
+    def status(self, run_id: str, incarnation: int = 0) -> RunStatus:
+        if run_id not in self.known:
+            raise RunNotFound(run_id, "n")
+        return self.known[run_id]
+
+    def runs(self, include_ended: bool) -> list[RunStatus]:
+        return [run for run in self.known.values() if include_ended or run.phase not in TERMINAL]
+
+    async def watch(
+        self, run_id: str, incarnation: int, after_revision: int
+    ) -> AsyncIterator[RunStatus | StreamEnd]:
+        if run_id and run_id not in self.known:
+            raise RunNotFound(run_id, "n")
+        shown: dict[str, RunStatus] = {}
+        self.open_watches += 1
+        try:
+            while True:
+                for run in [run for name, run in self.known.items() if run_id in ("", name)]:
+                    if shown.get(run.run_id) is not run:
+                        shown[run.run_id] = run
+                        yield run
+                async with self.changed:
+                    await self.changed.wait()
+        finally:
+            self.open_watches -= 1
+
+    async def stop(self, request: StopRequest) -> RunStatus:
+        return self.status(request.run_id)
+
+    async def signal(
+        self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        return ranks
+
+    def health(self, run_id: str, role: str | None) -> bool:
+        run = self.status(run_id)
+        if role not in (None, "default"):
+            raise RunNotFound(f"{run_id}/{role}", "n")
+        return run.phase is Phase.RUNNING
+
+
+class OneChunk:
+    """A log of one line that never ends."""
+
+    async def read(self, request: LogsRequest) -> AsyncIterator[LogChunk | StreamEnd]:
+        yield LogChunk(
+            role="default", round=1, rank=0, local_rank=0, stream=LogStream.STDOUT, offset=0, data=b"hi\n"
+        )
+        await asyncio.Event().wait()
+
+
+class OneNode:
+    """A node that is always well."""
+
+    async def info(self) -> NodeInfo:
+        return NodeInfo(node_id="n", cpus=2)
