@@ -29,10 +29,23 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 for _name in [name for name in os.environ if name.startswith("AGENTD_")]:
     del os.environ[_name]
 
+import hypothesis  # noqa: E402
+
 from tests.support import leaks  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
 IN_CI = os.environ.get("CI") == "true"
+
+# A busy machine is no reason to fail an example; in CI the same examples are drawn each time.
+hypothesis.settings.register_profile(
+    "agentd",
+    deadline=None,
+    derandomize=IN_CI,
+    database=None if IN_CI else hypothesis.settings().database,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("agentd")
 
 # The only reasons for which CI may leave a test out: marker -> why.
 CI_MAY_SKIP: Mapping[str, str] = {
