@@ -109,8 +109,8 @@ async def test_a_message_over_the_limit_is_refused_and_the_server_lives(serving:
         async with grpc.aio.insecure_channel(
             served.target, options=[("grpc.max_send_message_length", -1)]
         ) as channel:
+            too_big: Any = channel.unary_unary("/agentd.v1.AgentService/Run")
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                too_big: Any = channel.unary_unary("/agentd.v1.AgentService/Run")
                 await too_big(request.SerializeToString())
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert await call(a_request().SerializeToString())
