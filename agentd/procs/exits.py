@@ -99,7 +99,8 @@ class ExitWatch:
 
     def _poll(self, now: float) -> float | None:
         self.look()
-        return now + POLL_S if self._waiting else None
+        # Told just now: whoever waits for that must look.
+        return now + POLL_S if self._waiting else now
 
 
 def _open_pidfd(pid: int) -> int | None:

@@ -58,7 +58,10 @@ class Waiter:
             self._selector.unregister(fileobj)
 
     def add_pump(self, pump: Pump) -> None:
-        """Call `pump(now)` in every wait, and no later than the time it last answered."""
+        """Call `pump(now)` in every wait, and no later than the time it last answered.
+
+        A pump that did something others wait for answers `now`, which ends the wait.
+        """
         self._pumps.append(pump)
 
     def remove_pump(self, pump: Pump) -> None:
