@@ -145,7 +145,7 @@ class MemberBook:
         return True
 
     def stop(self, message: StopRound) -> tuple[list[MemberMessage], bool]:
-        """Hear that a round is to stop: what to answer for members that run nothing, and whether any has to act."""
+        """Hear that a round is to stop: what idle members answer, and whether any other has to act."""
         self._stopped = max(self._stopped, message.round)
         answers: list[MemberMessage] = []
         act = False

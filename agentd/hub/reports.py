@@ -30,7 +30,9 @@ def receive(turn: Turn, event: Received) -> None:
     """Hear a member's report, if its session is the node's newest and its role one of the run's."""
     node = turn.state.nodes.get(event.node_id)
     key = MemberKey(event.node_id, event.message.role)
-    if node is None or node.epoch != event.epoch or key.role not in turn.state.plan.roles:
+    if node is None or node.epoch != event.epoch or event.node_id in turn.state.detached:
+        return
+    if key.role not in turn.state.plan.roles:
         return
     match event.message:
         case MemberReady() as message:
