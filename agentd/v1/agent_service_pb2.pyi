@@ -127,7 +127,9 @@ class RunRequest(google.protobuf.message.Message):
     `spec` has only the run_id.
     """
     @property
-    def spec(self) -> agentd.v1.run_pb2.RunSpec: ...
+    def spec(self) -> agentd.v1.run_pb2.RunSpec:
+        """What to run."""
+
     @property
     def passed_env(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """The caller's environment, passed on to workers; not part of the spec."""
@@ -157,7 +159,9 @@ class RunResponse(google.protobuf.message.Message):
     created: builtins.bool
     """False: the run was there already."""
     @property
-    def status(self) -> agentd.v1.run_pb2.RunStatus: ...
+    def status(self) -> agentd.v1.run_pb2.RunStatus:
+        """The run after the call."""
+
     def __init__(
         self,
         *,
@@ -206,7 +210,9 @@ class StatusResponse(google.protobuf.message.Message):
     next_page_token: builtins.str
     """Empty: there is nothing more."""
     @property
-    def runs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[agentd.v1.run_pb2.RunStatus]: ...
+    def runs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[agentd.v1.run_pb2.RunStatus]:
+        """In the order in which they were started."""
+
     def __init__(
         self,
         *,
@@ -256,9 +262,13 @@ class WatchResponse(google.protobuf.message.Message):
     HEARTBEAT_FIELD_NUMBER: builtins.int
     END_FIELD_NUMBER: builtins.int
     @property
-    def status(self) -> agentd.v1.run_pb2.RunStatus: ...
+    def status(self) -> agentd.v1.run_pb2.RunStatus:
+        """A run as it is now."""
+
     @property
-    def heartbeat(self) -> global___WatchHeartbeat: ...
+    def heartbeat(self) -> global___WatchHeartbeat:
+        """Nothing new, the stream lives."""
+
     @property
     def end(self) -> global___StreamEnd:
         """The stream ends after this one."""
@@ -282,6 +292,7 @@ class WatchHeartbeat(google.protobuf.message.Message):
 
     REVISION_FIELD_NUMBER: builtins.int
     revision: builtins.int
+    """The newest that was sent."""
     def __init__(
         self,
         *,
@@ -300,7 +311,9 @@ class StreamEnd(google.protobuf.message.Message):
     CAUSE_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     cause: global___StreamEndCause.ValueType
+    """For programs."""
     reason: builtins.str
+    """For people."""
     def __init__(
         self,
         *,
@@ -321,9 +334,11 @@ class StopRequest(google.protobuf.message.Message):
     SCOPE_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     run_id: builtins.str
+    """The run."""
     incarnation: builtins.int
     """0: the newest. Another incarnation's run is never touched."""
     scope: global___StopScope.ValueType
+    """How far the stop reaches."""
     reason: builtins.str
     """For people; shown in the status."""
     @property
@@ -350,7 +365,9 @@ class StopResponse(google.protobuf.message.Message):
 
     STATUS_FIELD_NUMBER: builtins.int
     @property
-    def status(self) -> agentd.v1.run_pb2.RunStatus: ...
+    def status(self) -> agentd.v1.run_pb2.RunStatus:
+        """The run after the call."""
+
     def __init__(
         self,
         *,
@@ -376,6 +393,7 @@ class LogsRequest(google.protobuf.message.Message):
     ROLE_FIELD_NUMBER: builtins.int
     ALL_ROUNDS_FIELD_NUMBER: builtins.int
     run_id: builtins.str
+    """The run."""
     incarnation: builtins.int
     """0: the newest."""
     tail_lines: builtins.int
@@ -430,9 +448,13 @@ class LogPosition(google.protobuf.message.Message):
     STREAM_FIELD_NUMBER: builtins.int
     OFFSET_FIELD_NUMBER: builtins.int
     role: builtins.str
+    """With the next three: which file."""
     round: builtins.int
+    """See role."""
     local_rank: builtins.int
+    """See role."""
     stream: global___LogStream.ValueType
+    """See role."""
     offset: builtins.int
     """Bytes from the start of the file."""
     def __init__(
@@ -456,9 +478,13 @@ class LogsResponse(google.protobuf.message.Message):
     END_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
     @property
-    def chunk(self) -> global___LogChunk: ...
+    def chunk(self) -> global___LogChunk:
+        """Output."""
+
     @property
-    def end(self) -> global___StreamEnd: ...
+    def end(self) -> global___StreamEnd:
+        """The stream ends after this one."""
+
     @property
     def heartbeat(self) -> global___LogHeartbeat:
         """Nothing new, the stream lives."""
@@ -501,14 +527,21 @@ class LogChunk(google.protobuf.message.Message):
     DATA_FIELD_NUMBER: builtins.int
     NODE_ID_FIELD_NUMBER: builtins.int
     role: builtins.str
+    """The role of the worker."""
     round: builtins.int
+    """The round it belongs to."""
     rank: builtins.int
+    """Global rank in its round."""
     local_rank: builtins.int
+    """Among the workers of its group."""
     stream: global___LogStream.ValueType
+    """Which of its two files."""
     offset: builtins.int
     """Of the first byte."""
     data: builtins.bytes
+    """As the worker wrote it, whatever its encoding."""
     node_id: builtins.str
+    """Where the file is."""
     def __init__(
         self,
         *,
@@ -534,7 +567,9 @@ class SignalRequest(google.protobuf.message.Message):
     SIGNAL_FIELD_NUMBER: builtins.int
     RANKS_FIELD_NUMBER: builtins.int
     run_id: builtins.str
+    """The run."""
     incarnation: builtins.int
+    """Which use of the run_id. 0: the newest."""
     signal: builtins.int
     """1 to 64."""
     @property
@@ -611,35 +646,55 @@ class GetNodeResponse(google.protobuf.message.Message):
     AGENTD_RESIDENT_BYTES_FIELD_NUMBER: builtins.int
     HOSTNAME_FIELD_NUMBER: builtins.int
     node_id: builtins.str
+    """What the node calls itself."""
     agent_uid: builtins.str
     """Made once in the state directory: tells two machines of one name apart."""
     version: builtins.str
     """Of agentd."""
     python_version: builtins.str
+    """What agentd runs on."""
     grpc_version: builtins.str
+    """Of the library."""
     protobuf_version: builtins.str
+    """Of the library."""
     advertised_address: builtins.str
+    """The address others are told."""
     pid: builtins.int
+    """Process id of agentd."""
     cpus: builtins.int
-    """CPUs agentd may use, and GPUs found without torch."""
+    """CPUs agentd may use."""
     gpus: builtins.int
+    """GPUs found without torch."""
     memory_total_bytes: builtins.int
+    """Of the machine."""
     memory_available_bytes: builtins.int
+    """What can still be had without swapping."""
     load_1m: builtins.float
+    """Load averages of the machine."""
     load_5m: builtins.float
+    """See load_1m."""
     load_15m: builtins.float
+    """See load_1m."""
     state_dir_total_bytes: builtins.int
+    """Size of the file system of the state directory."""
     state_dir_free_bytes: builtins.int
+    """What agentd may still write there."""
     state_dir: builtins.str
+    """Its path on the node."""
     draining: builtins.bool
+    """It ends its runs and takes no new one."""
     agentd_resident_bytes: builtins.int
+    """Memory agentd holds now."""
     hostname: builtins.str
+    """Of the machine."""
     @property
     def listen_addresses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Where it listens, and the address others are told."""
+        """Where it listens."""
 
     @property
-    def started_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def started_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When agentd started."""
+
     @property
     def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GroupRef]:
         """Worker groups with no terminal phase."""
@@ -691,9 +746,13 @@ class GroupRef(google.protobuf.message.Message):
     ROLE_FIELD_NUMBER: builtins.int
     PHASE_FIELD_NUMBER: builtins.int
     run_id: builtins.str
+    """The run."""
     incarnation: builtins.int
+    """Which use of the run_id."""
     role: builtins.str
+    """The role."""
     phase: agentd.v1.run_pb2.Phase.ValueType
+    """Where it is in its life."""
     def __init__(
         self,
         *,

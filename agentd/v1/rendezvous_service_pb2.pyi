@@ -59,19 +59,33 @@ class JoinRequest(google.protobuf.message.Message):
     LEAVING_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
     @property
-    def hello(self) -> global___SessionHello: ...
+    def hello(self) -> global___SessionHello:
+        """First of all, and once."""
+
     @property
-    def ready(self) -> global___MemberReady: ...
+    def ready(self) -> global___MemberReady:
+        """A member wants a place."""
+
     @property
-    def gone(self) -> global___RoundGone: ...
+    def gone(self) -> global___RoundGone:
+        """A member has answered the first beat."""
+
     @property
-    def failed(self) -> global___MemberFailed: ...
+    def failed(self) -> global___MemberFailed:
+        """A member failed."""
+
     @property
-    def done(self) -> global___MemberDone: ...
+    def done(self) -> global___MemberDone:
+        """A member succeeded."""
+
     @property
-    def leaving(self) -> global___MemberLeaving: ...
+    def leaving(self) -> global___MemberLeaving:
+        """A member leaves."""
+
     @property
-    def heartbeat(self) -> global___SessionHeartbeat: ...
+    def heartbeat(self) -> global___SessionHeartbeat:
+        """The node lives."""
+
     def __init__(
         self,
         *,
@@ -106,9 +120,13 @@ class SessionHello(google.protobuf.message.Message):
     REATTACH_WINDOW_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     run_id: builtins.str
+    """The run."""
     incarnation: builtins.int
+    """Which use of the run_id; never 0."""
     node_id: builtins.str
+    """Who speaks."""
     agent_uid: builtins.str
+    """Tells two machines of one node_id apart."""
     session_epoch: builtins.int
     """Larger for each new session of a node; only the largest counts."""
     address: builtins.str
@@ -116,6 +134,7 @@ class SessionHello(google.protobuf.message.Message):
     node_name: builtins.str
     """The caller's name for the node, empty if it has none."""
     version: builtins.str
+    """Of its agentd."""
     @property
     def members(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MemberState]:
         """What the session still has from before, after a stream broke."""
@@ -154,10 +173,13 @@ class MemberState(google.protobuf.message.Message):
     ROUND_FIELD_NUMBER: builtins.int
     CONDITION_FIELD_NUMBER: builtins.int
     role: builtins.str
+    """Which worker group of the node."""
     local_world_size: builtins.int
+    """Workers of the group."""
     round: builtins.int
     """The round whose workers run or have just ended here; 0: none."""
     condition: global___MemberCondition.ValueType
+    """How it is."""
     def __init__(
         self,
         *,
@@ -180,7 +202,9 @@ class MemberReady(google.protobuf.message.Message):
     LOCAL_WORLD_SIZE_FIELD_NUMBER: builtins.int
     MASTER_PORT_FIELD_NUMBER: builtins.int
     role: builtins.str
+    """Which member."""
     local_world_size: builtins.int
+    """Workers it will start."""
     master_port: builtins.int
     """Held by its node and free for rank 0 of the next round."""
     def __init__(
@@ -205,8 +229,11 @@ class RoundGone(google.protobuf.message.Message):
     MASTER_PORT_FIELD_NUMBER: builtins.int
     UNKILLABLE_FIELD_NUMBER: builtins.int
     role: builtins.str
+    """Which member."""
     round: builtins.int
+    """The round that is gone."""
     master_port: builtins.int
+    """As in MemberReady, for the next round."""
     unkillable: builtins.str
     """Not empty: it cannot be made to go; the hub leaves the member out."""
     def __init__(
@@ -230,11 +257,15 @@ class MemberFailed(google.protobuf.message.Message):
     FAILURES_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     role: builtins.str
+    """Which member."""
     round: builtins.int
+    """The round it failed in."""
     reason: builtins.str
     """Not a worker's failure: the group itself could not go on."""
     @property
-    def failures(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AgedFailure]: ...
+    def failures(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AgedFailure]:
+        """Workers that failed by themselves, the first one first."""
+
     def __init__(
         self,
         *,
@@ -254,7 +285,9 @@ class AgedFailure(google.protobuf.message.Message):
     FAILURE_FIELD_NUMBER: builtins.int
     AGE_FIELD_NUMBER: builtins.int
     @property
-    def failure(self) -> agentd.v1.run_pb2.Failure: ...
+    def failure(self) -> agentd.v1.run_pb2.Failure:
+        """What happened."""
+
     @property
     def age(self) -> google.protobuf.duration_pb2.Duration:
         """From the failure to the sending of this message, by the sender's own clock."""
@@ -277,7 +310,9 @@ class MemberDone(google.protobuf.message.Message):
     ROLE_FIELD_NUMBER: builtins.int
     ROUND_FIELD_NUMBER: builtins.int
     role: builtins.str
+    """Which member."""
     round: builtins.int
+    """The round its workers succeeded in."""
     def __init__(
         self,
         *,
@@ -297,7 +332,9 @@ class MemberLeaving(google.protobuf.message.Message):
     ROLE_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     role: builtins.str
+    """Which member."""
     reason: builtins.str
+    """For people."""
     def __init__(
         self,
         *,
@@ -314,6 +351,7 @@ class SessionHeartbeat(google.protobuf.message.Message):
 
     SEQUENCE_FIELD_NUMBER: builtins.int
     sequence: builtins.int
+    """Counts up; the answer repeats it."""
     def __init__(
         self,
         *,
@@ -336,23 +374,37 @@ class JoinResponse(google.protobuf.message.Message):
     HUB_LEAVING_FIELD_NUMBER: builtins.int
     WAITING_FIELD_NUMBER: builtins.int
     @property
-    def welcome(self) -> global___SessionWelcome: ...
+    def welcome(self) -> global___SessionWelcome:
+        """First of all, and once."""
+
     @property
-    def assignment(self) -> global___Assignment: ...
+    def assignment(self) -> global___Assignment:
+        """A round has formed."""
+
     @property
-    def stop_round(self) -> global___StopRound: ...
+    def stop_round(self) -> global___StopRound:
+        """A round must go."""
+
     @property
-    def finished(self) -> global___RunFinished: ...
+    def finished(self) -> global___RunFinished:
+        """The run is over."""
+
     @property
-    def heartbeat(self) -> global___SessionHeartbeatAnswer: ...
+    def heartbeat(self) -> global___SessionHeartbeatAnswer:
+        """The hub lives."""
+
     @property
-    def view(self) -> global___RunView: ...
+    def view(self) -> global___RunView:
+        """For the status that the node shows."""
+
     @property
     def hub_leaving(self) -> global___HubLeaving:
         """The hub goes away; come back in a moment."""
 
     @property
-    def waiting(self) -> global___MemberWaiting: ...
+    def waiting(self) -> global___MemberWaiting:
+        """The round is full."""
+
     def __init__(
         self,
         *,
@@ -380,12 +432,19 @@ class SessionWelcome(google.protobuf.message.Message):
     LEASE_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
     hub_node_id: builtins.str
+    """The hub's node."""
     @property
-    def heartbeat(self) -> google.protobuf.duration_pb2.Duration: ...
+    def heartbeat(self) -> google.protobuf.duration_pb2.Duration:
+        """How often the hub wants to hear of the node."""
+
     @property
-    def lease(self) -> google.protobuf.duration_pb2.Duration: ...
+    def lease(self) -> google.protobuf.duration_pb2.Duration:
+        """Silence that makes the node lost."""
+
     @property
-    def spec(self) -> agentd.v1.run_pb2.RunSpec: ...
+    def spec(self) -> agentd.v1.run_pb2.RunSpec:
+        """Of the run."""
+
     def __init__(
         self,
         *,
@@ -418,18 +477,29 @@ class Assignment(google.protobuf.message.Message):
     RESTART_COUNT_FIELD_NUMBER: builtins.int
     MAX_RESTARTS_FIELD_NUMBER: builtins.int
     role: builtins.str
+    """Which member."""
     round: builtins.int
+    """The round that has formed."""
     group_rank: builtins.int
+    """GROUP_RANK of the workers."""
     group_world_size: builtins.int
+    """GROUP_WORLD_SIZE of the workers: the members of the round."""
     rank_base: builtins.int
     """The global and role rank of its local rank 0."""
     world_size: builtins.int
+    """WORLD_SIZE of the workers."""
     role_rank_base: builtins.int
+    """See rank_base."""
     role_world_size: builtins.int
+    """ROLE_WORLD_SIZE of the workers."""
     master_addr: builtins.str
+    """MASTER_ADDR: the address of rank 0's node."""
     master_port: builtins.int
+    """MASTER_PORT: what that node offered."""
     restart_count: builtins.int
+    """TORCHELASTIC_RESTART_COUNT."""
     max_restarts: builtins.int
+    """TORCHELASTIC_MAX_RESTARTS."""
     def __init__(
         self,
         *,
@@ -459,7 +529,9 @@ class StopRound(google.protobuf.message.Message):
     ROUND_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     round: builtins.int
+    """The round that must go."""
     reason: builtins.str
+    """For people."""
     def __init__(
         self,
         *,
@@ -479,7 +551,9 @@ class MemberWaiting(google.protobuf.message.Message):
     ROLE_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     role: builtins.str
+    """Which member."""
     reason: builtins.str
+    """One sentence for a person."""
     def __init__(
         self,
         *,
@@ -501,9 +575,13 @@ class RunFinished(google.protobuf.message.Message):
     REASON_FIELD_NUMBER: builtins.int
     STOP_GRACE_FIELD_NUMBER: builtins.int
     phase: agentd.v1.run_pb2.Phase.ValueType
+    """How it ended: a terminal phase."""
     reason: builtins.str
+    """For people."""
     @property
-    def first_failure(self) -> agentd.v1.run_pb2.Failure: ...
+    def first_failure(self) -> agentd.v1.run_pb2.Failure:
+        """Set if a failure ended it."""
+
     @property
     def stop_grace(self) -> google.protobuf.duration_pb2.Duration:
         """For the workers that still run. Unset: the run's own."""
@@ -527,6 +605,7 @@ class SessionHeartbeatAnswer(google.protobuf.message.Message):
 
     SEQUENCE_FIELD_NUMBER: builtins.int
     sequence: builtins.int
+    """Counts up; the answer repeats it."""
     def __init__(
         self,
         *,
@@ -544,7 +623,9 @@ class RunView(google.protobuf.message.Message):
 
     STATUS_FIELD_NUMBER: builtins.int
     @property
-    def status(self) -> agentd.v1.run_pb2.RunStatus: ...
+    def status(self) -> agentd.v1.run_pb2.RunStatus:
+        """Without workers."""
+
     def __init__(
         self,
         *,
@@ -561,6 +642,7 @@ class HubLeaving(google.protobuf.message.Message):
 
     REASON_FIELD_NUMBER: builtins.int
     reason: builtins.str
+    """For people."""
     def __init__(
         self,
         *,
@@ -577,6 +659,7 @@ class DescribeRequest(google.protobuf.message.Message):
     RUN_ID_FIELD_NUMBER: builtins.int
     INCARNATION_FIELD_NUMBER: builtins.int
     run_id: builtins.str
+    """The run."""
     incarnation: builtins.int
     """0: the newest."""
     def __init__(
@@ -597,9 +680,13 @@ class DescribeResponse(google.protobuf.message.Message):
     SPEC_FIELD_NUMBER: builtins.int
     JOIN_DEADLINE_FIELD_NUMBER: builtins.int
     @property
-    def status(self) -> agentd.v1.run_pb2.RunStatus: ...
+    def status(self) -> agentd.v1.run_pb2.RunStatus:
+        """With every node."""
+
     @property
-    def spec(self) -> agentd.v1.run_pb2.RunSpec: ...
+    def spec(self) -> agentd.v1.run_pb2.RunSpec:
+        """As the run was started."""
+
     @property
     def join_deadline(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the open round gives up waiting for members. Unset: it does not wait."""
@@ -625,10 +712,15 @@ class TerminateRequest(google.protobuf.message.Message):
     GRACE_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     run_id: builtins.str
+    """The run."""
     incarnation: builtins.int
+    """Which use of the run_id. 0: the newest."""
     reason: builtins.str
+    """For people; shown in the status."""
     @property
-    def grace(self) -> google.protobuf.duration_pb2.Duration: ...
+    def grace(self) -> google.protobuf.duration_pb2.Duration:
+        """From SIGTERM to SIGKILL. Unset: the run's own."""
+
     def __init__(
         self,
         *,
@@ -648,7 +740,9 @@ class TerminateResponse(google.protobuf.message.Message):
 
     STATUS_FIELD_NUMBER: builtins.int
     @property
-    def status(self) -> agentd.v1.run_pb2.RunStatus: ...
+    def status(self) -> agentd.v1.run_pb2.RunStatus:
+        """The run after the call."""
+
     def __init__(
         self,
         *,

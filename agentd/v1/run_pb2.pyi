@@ -310,6 +310,7 @@ class RoleSpec(google.protobuf.message.Message):
     master_addr: builtins.str
     """Replaces the address or the port of rank 0 that the rendezvous found."""
     master_port: builtins.int
+    """See master_addr. 0: as found."""
     log_dir: builtins.str
     """Root of the log folders on the node. Default: the state directory."""
     @property
@@ -370,7 +371,9 @@ class LocalWorldSize(google.protobuf.message.Message):
     COUNT_FIELD_NUMBER: builtins.int
     RULE_FIELD_NUMBER: builtins.int
     count: builtins.int
+    """1 or more."""
     rule: global___LocalWorldSizeRule.ValueType
+    """Resolved by the node when it takes the run."""
     def __init__(
         self,
         *,
@@ -397,6 +400,7 @@ class Command(google.protobuf.message.Message):
     entrypoint: builtins.str
     """A script, a module or an executable, by `kind`."""
     kind: global___EntrypointKind.ValueType
+    """How `entrypoint` becomes a process."""
     python: builtins.str
     """The Python of `SCRIPT` and `MODULE`. Empty: "python3" on the node's PATH."""
     working_directory: builtins.str
@@ -437,6 +441,7 @@ class RendezvousSpec(google.protobuf.message.Message):
     min_members: builtins.int
     """Fewest and most members of a round. Both unset: every listed (node, role)."""
     max_members: builtins.int
+    """See min_members."""
     @property
     def join_timeout(self) -> google.protobuf.duration_pb2.Duration:
         """How long the run waits for `min_members`. Default 600 s."""
@@ -523,16 +528,21 @@ class RunStatus(google.protobuf.message.Message):
     FINISHED_AT_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     run_id: builtins.str
+    """The id the caller chose."""
     incarnation: builtins.int
     """Which use of the run_id this is. It only grows; a later use has a larger one."""
     phase: global___Phase.ValueType
+    """How the run as a whole is."""
     round: builtins.int
     """The newest round that formed. 0: none yet. The first is 1."""
     restart_count: builtins.int
     """Restarts after a failure so far: TORCHELASTIC_RESTART_COUNT of this round."""
     max_restarts: builtins.int
+    """The budget that restart_count is held against."""
     min_members: builtins.int
+    """Fewest members a round forms with."""
     max_members: builtins.int
+    """Most members of a round."""
     membership_changes: builtins.int
     """Restarts after a membership change so far."""
     revision: builtins.int
@@ -556,15 +566,21 @@ class RunStatus(google.protobuf.message.Message):
         """Unset while nothing failed."""
 
     @property
-    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NodeStatus]: ...
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NodeStatus]:
+        """Each node and its part. Of one node only where from_hub is false."""
+
     @property
-    def started_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def started_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the incarnation was made."""
+
     @property
     def finished_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Unset until the phase is terminal."""
 
     @property
-    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]: ...
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """As in the spec."""
+
     def __init__(
         self,
         *,
@@ -608,6 +624,7 @@ class NodeStatus(google.protobuf.message.Message):
     GROUPS_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
     node_id: builtins.str
+    """The node's own name for itself."""
     address: builtins.str
     """Where other machines reach its agentd."""
     phase: global___Phase.ValueType
@@ -615,10 +632,13 @@ class NodeStatus(google.protobuf.message.Message):
     detached: builtins.bool
     """The hub has no stream to it, and its lease has not ended."""
     reason: builtins.str
+    """One sentence for a person: why it is in this phase."""
     name: builtins.str
     """The name the caller's node list has for it."""
     @property
-    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GroupStatus]: ...
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GroupStatus]:
+        """One for each role it has in the run."""
+
     def __init__(
         self,
         *,
@@ -651,17 +671,25 @@ class GroupStatus(google.protobuf.message.Message):
     LOCAL_WORLD_SIZE_FIELD_NUMBER: builtins.int
     FAILURES_FIELD_NUMBER: builtins.int
     role: builtins.str
+    """The role."""
     phase: global___Phase.ValueType
+    """Where it is in its life."""
     worker_state: global___WorkerState.ValueType
+    """torch's word for that."""
     group_rank: builtins.int
     """Unset while it has no place in a round."""
     round: builtins.int
+    """The newest round it had a place in. 0: none yet."""
     reason: builtins.str
+    """One sentence for a person: why it is in this phase."""
     host_pid: builtins.int
     """Process id of the host, 0 if there is none."""
     local_world_size: builtins.int
+    """Workers it has when it runs."""
     @property
-    def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WorkerStatus]: ...
+    def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WorkerStatus]:
+        """By local rank; of the newest round."""
+
     @property
     def failures(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Failure]:
         """Failures seen here in the newest failed round, the first one first."""
@@ -701,18 +729,27 @@ class WorkerStatus(google.protobuf.message.Message):
     STARTED_AT_FIELD_NUMBER: builtins.int
     LOG_DIR_FIELD_NUMBER: builtins.int
     role: builtins.str
+    """The role of its group."""
     rank: builtins.int
+    """Global rank in its round."""
     local_rank: builtins.int
+    """Among the workers of its group."""
     role_rank: builtins.int
+    """Among all workers of its role."""
     pid: builtins.int
+    """Its process id on the node."""
     state: global___WorkerState.ValueType
+    """How it is by itself."""
     exit_code: builtins.int
     """Set once it ended by itself; not with `signal`."""
     signal: builtins.int
     """Set once a signal ended it."""
     log_dir: builtins.str
+    """Folder of its logs on the node."""
     @property
-    def started_at(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def started_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """By the node's clock."""
+
     def __init__(
         self,
         *,
@@ -756,23 +793,33 @@ class Failure(google.protobuf.message.Message):
     ERROR_FILE_FIELD_NUMBER: builtins.int
     LOG_DIR_FIELD_NUMBER: builtins.int
     node_id: builtins.str
+    """Where it was."""
     rank: builtins.int
+    """Global rank in its round."""
     local_rank: builtins.int
+    """Among the workers of its group."""
     pid: builtins.int
+    """Its process id there."""
     exit_code: builtins.int
+    """Set if it ended by itself."""
     signal: builtins.int
+    """Set if a signal ended it."""
     message: builtins.str
     """The error file's message, or a sentence about the exit."""
     stderr_tail: builtins.str
     """Last lines of its standard error, at most 4 KiB."""
     role: builtins.str
+    """The role of its group."""
     round: builtins.int
+    """The round it failed in."""
     error_file: builtins.str
     """Error file on the node, empty if the worker wrote none."""
     log_dir: builtins.str
     """Folder of its logs on the node."""
     @property
-    def time(self) -> google.protobuf.timestamp_pb2.Timestamp: ...
+    def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it failed, by the node's clock."""
+
     def __init__(
         self,
         *,
