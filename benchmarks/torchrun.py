@@ -21,7 +21,9 @@ def available() -> bool:
 
 def run(*arguments: str) -> None:
     """One torchrun from start to end."""
-    subprocess.run([str(TORCHRUN), *arguments], check=True, timeout=120, env=_environment(), capture_output=True)
+    subprocess.run(
+        [str(TORCHRUN), *arguments], check=True, timeout=120, env=_environment(), capture_output=True
+    )
 
 
 @contextlib.contextmanager
