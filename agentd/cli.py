@@ -87,7 +87,9 @@ def agentd(context: click.Context, /, lifeline_fd: int | None, ready_fd: int | N
     loaded = _load(options)
     from agentd.daemon.service import Embedding, serve
 
-    sys.exit(serve(loaded.config, Embedding(lifeline_fd=lifeline_fd, ready_fd=ready_fd)))
+    code = serve(loaded.config, Embedding(lifeline_fd=lifeline_fd, ready_fd=ready_fd))
+    # Everything is closed. A plain exit would still wait for threads that hang with a dead disk.
+    os._exit(code)
 
 
 @agentd.command()

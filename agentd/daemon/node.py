@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import platform
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -77,8 +79,36 @@ class NodeReporter:
 
     def _looking(self) -> asyncio.Future[NodeFacts]:
         if self._look is None or self._look.done():
-            self._look = asyncio.ensure_future(asyncio.to_thread(look, self._fixed.state_dir))
+            self._look = _in_thread(look, self._fixed.state_dir)
         return self._look
+
+
+def _in_thread(call: Callable[[str], NodeFacts], directory: str) -> asyncio.Future[NodeFacts]:
+    """The result of a call that may never return: its thread, unlike a pool's, keeps nobody from ending."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[NodeFacts] = loop.create_future()
+
+    def work() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop may be over by now
+            try:
+                facts = call(directory)
+            except OSError as error:
+                loop.call_soon_threadsafe(_fail, answer, error)
+            else:
+                loop.call_soon_threadsafe(_resolve, answer, facts)
+
+    threading.Thread(target=work, name="agentd-node", daemon=True).start()
+    return answer
+
+
+def _resolve(answer: asyncio.Future[NodeFacts], facts: NodeFacts) -> None:
+    if not answer.done():
+        answer.set_result(facts)
+
+
+def _fail(answer: asyncio.Future[NodeFacts], error: OSError) -> None:
+    if not answer.done():
+        answer.set_exception(error)
 
 
 def _node_info(
