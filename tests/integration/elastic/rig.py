@@ -187,8 +187,17 @@ class Rig:
 
         self.waiter.add_pump(pump)
 
+    def when_files(self, *names: str, action: Callable[[], object]) -> None:
+        """Do it when the workers have made these files, and the agent has told that it started them."""
+
+        def there() -> bool:
+            told = bool(self.rendezvous.started) or self.rendezvous.rounds == 0
+            return told and all((self.folder / name).exists() for name in names)
+
+        self.when(there, action)
+
     def when_file(self, name: str, action: Callable[[], object]) -> None:
-        self.when((self.folder / name).exists, action)
+        self.when_files(name, action=action)
 
     def log(self, round: int, local_rank: int, name: str = "stdout.log") -> str:
         return (self.logs / f"round_{round}" / str(local_rank) / name).read_text()

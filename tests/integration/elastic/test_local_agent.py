@@ -159,10 +159,9 @@ def test_signal_workers_reaches_the_named_ranks_and_stops_nothing(rig: Rig) -> N
     agent = rig.shell('trap "exit 0" USR1; touch "$FOLDER/up$RANK"; while :; do sleep 0.05; done', size=2)
     reached: list[tuple[int, ...]] = []
 
-    def both() -> bool:
-        return (rig.folder / "up10").exists() and (rig.folder / "up11").exists()
-
-    rig.when(both, lambda: reached.append(agent.signal_workers(signal.SIGUSR1, (11, 99))))
+    rig.when_files(
+        "up10", "up11", action=lambda: reached.append(agent.signal_workers(signal.SIGUSR1, (11, 99)))
+    )
     rig.when(lambda: bool(rig.rendezvous.exits), lambda: reached.append(agent.signal_workers(signal.SIGUSR1)))
     assert agent.run().state is WorkerState.SUCCEEDED
     assert reached == [(11,), (10,)]
@@ -171,16 +170,13 @@ def test_signal_workers_reaches_the_named_ranks_and_stops_nothing(rig: Rig) -> N
 def test_two_workers_that_die_together_are_both_failures(rig: Rig) -> None:
     agent = rig.shell('touch "$FOLDER/up$RANK"; exec sleep 1000', size=2)
 
-    def both() -> bool:
-        return (rig.folder / "up10").exists() and (rig.folder / "up11").exists()
-
     def kill_both() -> None:
         for start in rig.rendezvous.started[0]:
             os.kill(start.pid, signal.SIGKILL)
         for start in rig.rendezvous.started[0]:
             os.waitid(os.P_PID, start.pid, os.WEXITED | os.WNOWAIT)
 
-    rig.when(both, kill_both)
+    rig.when_files("up10", "up11", action=kill_both)
     assert set(agent.run().failures) == {10, 11}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -59,7 +58,7 @@ class LocalElasticAgent(SimpleElasticAgent):
         self._logs_specs = logs_specs
         self._base_env = os.environ if base_env is None else base_env
         self._cwd = cwd
-        self._token = token or secrets.token_hex(16)
+        self._token = token or os.urandom(16).hex()
         self._cgroup = cgroup
         self._owns_descendants = owns_descendants
         self._pcontext: SubprocessContext | None = None

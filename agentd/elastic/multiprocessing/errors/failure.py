@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +64,7 @@ class ProcessFailure:
 
     def timestamp_isoformat(self) -> str:
         """The timestamp in local time, for people."""
-        local = datetime.fromtimestamp(self.timestamp).astimezone()
-        return local.strftime("%Y-%m-%d_%H:%M:%S")
+        return time.strftime("%Y-%m-%d_%H:%M:%S", time.localtime(self.timestamp))
 
     def message_text(self) -> str:
         """The message as one text, whichever form the report has."""
