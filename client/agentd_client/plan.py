@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from google.protobuf.message import Message
 
@@ -31,49 +31,42 @@ class Call(Generic[AnswerT]):
     """Deadline. None only for a stream: its heartbeats bound the silence instead."""
 
 
-@dataclass(frozen=True, slots=True)
-class CallAll:
+class CallAll(NamedTuple):
     """Make these unary calls at once. Reply: the answer or error of each, in order."""
 
     calls: tuple[Call[Any], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
+class Open(NamedTuple):
     """Start a call whose messages arrive as events under `key`. A unary call is a stream of one message."""
 
     key: str
     call: Call[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
+class Close(NamedTuple):
     """Give up an opened call; nothing more arrives under its key."""
 
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class Receive:
+class Receive(NamedTuple):
     """Wait for an event of any opened call. Reply: the event, or None after `timeout_s`."""
 
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(NamedTuple):
     """Let time pass."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
+class Clock(NamedTuple):
     """Reply: the monotonic time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Emit:
+class Emit(NamedTuple):
     """Hand an item to the user, who may take their time or not come back."""
 
     item: Any
@@ -83,16 +76,14 @@ Effect: TypeAlias = CallAll | Open | Close | Receive | Pause | Clock | Emit
 Plan: TypeAlias = Generator[Effect, Any, T]
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(NamedTuple):
     """A message of an opened call."""
 
     key: str
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """An opened call is over; `error` tells why if it broke."""
 
     key: str

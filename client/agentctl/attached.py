@@ -1,0 +1,130 @@
+"""A command that stays with a run to its end, and what Ctrl-C, SIGTERM and a lost terminal mean for it."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import signal
+from collections.abc import Awaitable
+from contextlib import aclosing
+from typing import Any, Final
+
+from agentctl import exits
+from agentctl.show.display import Display
+from agentctl.show.talk import say
+from agentd.api.errors import AgentError
+from agentd.api.types import LogsRequest, Phase
+from agentd_client.aio import AsyncRunHandle
+from agentd_client.report import RunOver, RunReport
+
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class OnInterrupt(enum.Enum):
+    """Whose run it is."""
+
+    STOP = enum.auto()
+    """Ours: the first signal stops it with its grace, the second at once, the third only leaves."""
+    LEAVE = enum.auto()
+    """Somebody's: we go, it goes on."""
+
+
+class Attached:
+    """One attached command. Used once."""
+
+    def __init__(
+        self,
+        display: Display,
+        *,
+        on_interrupt: OnInterrupt,
+        survives_hangup: bool = False,
+        logs: LogsRequest | None = None,
+    ) -> None:
+        """`survives_hangup`: the run would end with us, so a lost terminal does not end us."""
+        self._display = display
+        self._on_interrupt = on_interrupt
+        self._survives_hangup = survives_hangup
+        self._logs = logs
+        self._handle: AsyncRunHandle | None = None
+        self._signals: list[int] = []
+        self._leaving: asyncio.Future[int] | None = None
+        self._stops: set[asyncio.Task[None]] = set()
+
+    async def stay(self, starting: Awaitable[AsyncRunHandle]) -> int:
+        """Stay with the run that `starting` gives. The exit code."""
+        loop = asyncio.get_running_loop()
+        self._leaving = loop.create_future()
+        for signum in (*_STOP_SIGNALS, signal.SIGHUP):
+            loop.add_signal_handler(signum, self._signalled, signum)
+        work = loop.create_task(self._follow(starting))
+        try:
+            awaited: set[asyncio.Future[Any]] = {work, self._leaving}
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            return self._code(work.result()) if work.done() else self._leaving.result()
+        finally:
+            for task in (work, *self._stops):
+                task.cancel()
+            await asyncio.gather(work, *self._stops, return_exceptions=True)
+            for signum in (*_STOP_SIGNALS, signal.SIGHUP):
+                loop.remove_signal_handler(signum)
+
+    async def _follow(self, starting: Awaitable[AsyncRunHandle]) -> RunReport:
+        self._handle = await starting
+        if self._signals:
+            self._stop(at_once=False)
+        async with aclosing(self._handle.follow(logs=self._logs)) as events:
+            async for event in events:
+                if isinstance(event, RunOver):
+                    self._display.end(event.report)
+                    return event.report
+                self._display.show(event)
+        raise AssertionError("a followed run ends with its report")
+
+    def _signalled(self, signum: int) -> None:
+        if signum == signal.SIGHUP:
+            if not self._survives_hangup:
+                self._leave(128 + signum)
+            return
+        self._signals.append(signum)
+        if self._on_interrupt is OnInterrupt.LEAVE:
+            if self._handle is not None:
+                run_id = self._handle.run_id
+                say(f"run {run_id} goes on; `agentctl attach` comes back, `agentctl stop` ends it")
+            self._leave(128 + signum)
+        elif len(self._signals) > 2 or (self._handle is None and len(self._signals) > 1):
+            say("leaving; what was asked of the nodes is still being done")
+            self._leave(128 + signum)
+        elif self._handle is None:
+            say("the run is just being started; it is stopped as soon as that is done. Again: leave it")
+        else:
+            self._stop(at_once=len(self._signals) > 1)
+
+    def _stop(self, *, at_once: bool) -> None:
+        say(
+            "stopping the run at once. Again: leave"
+            if at_once
+            else "stopping the run with its grace. Again: at once"
+        )
+        task = asyncio.get_running_loop().create_task(self._ask_to_stop(0.0 if at_once else None))
+        self._stops.add(task)
+        task.add_done_callback(self._stops.discard)
+
+    async def _ask_to_stop(self, grace: float | None) -> None:
+        assert self._handle is not None
+        try:
+            await self._handle.stop(grace=grace, reason=f"{_name(self._signals)} at agentctl")
+        except AgentError as error:
+            say(f"the run could not be told to stop: {error}")
+
+    def _leave(self, code: int) -> None:
+        if self._leaving is not None and not self._leaving.done():
+            self._leaving.set_result(code)
+
+    def _code(self, report: RunReport) -> int:
+        if self._signals and report.status.phase is Phase.STOPPED:
+            return 128 + self._signals[0]
+        return exits.of_run(report.status)
+
+
+def _name(signals: list[int]) -> str:
+    return "Ctrl-C" if signals and signals[-1] == signal.SIGINT else "SIGTERM"

@@ -1,0 +1,1 @@
+"""The commands of `agentctl`, imported when they are called."""

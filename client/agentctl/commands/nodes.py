@@ -1,0 +1,45 @@
+"""`agentctl nodes`: who the nodes are and how they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from agentctl.hosts import resolve_nodes
+from agentctl.options import CONTEXT, deadline_option, node_options, output_option
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--check", is_flag=True, help="Exit with an error when a node drains or is degraded.")
+@node_options
+@deadline_option
+@output_option
+def nodes(check: bool, **values: Any) -> int:
+    """Show the nodes: address, version, CPUs and GPUs, load, memory, disk, runs."""
+    from agentctl.commands.asking import open_fleet
+    from agentctl.exits import ExitCode, of_error
+    from agentctl.show.messages import write_json_lines, write_json_list
+    from agentctl.show.tables import nodes_table, write_table
+    from agentctl.show.talk import say_problems
+    from agentd.api import convert
+
+    with open_fleet(resolve_nodes(values["nodes"], values["hostfile"]), values["deadline"]) as fleet:
+        result = fleet.get_nodes()
+    if not result.answers:
+        say_problems(result.problems)
+        return of_error(next(iter(result.problems.values())))
+    found = list(result.answers.values())
+    messages = [convert.node_info_to_message(node) for node in found]
+    if values["output"] == "json":
+        write_json_list("nodes", messages)
+    elif values["output"] == "jsonl":
+        write_json_lines(messages)
+    else:
+        write_table(nodes_table(found))
+    say_problems(result.problems)
+    if not result.complete:
+        return ExitCode.PARTIAL
+    if check and any(node.draining or node.conditions for node in found):
+        return ExitCode.UNHEALTHY
+    return ExitCode.OK

@@ -1,0 +1,1 @@
+"""What users see: data on standard output, talk on standard error."""

@@ -1,0 +1,54 @@
+"""`-o json` and `-o jsonl`: the API's messages in proto3 JSON, with the field names of the protos.
+
+Fields that have no presence are always there, so that a reader needs no defaults of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+
+
+def to_dict(message: Message) -> dict[str, Any]:
+    """A message as JSON's types."""
+    always_print: dict[str, Any] = {_always_print(): True}
+    found: dict[str, Any] = json_format.MessageToDict(
+        message, preserving_proto_field_name=True, **always_print
+    )
+    return found
+
+
+def write_json(message: Message) -> None:
+    """One message, indented."""
+    sys.stdout.write(json.dumps(to_dict(message), indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def write_json_list(name: str, messages: Iterable[Message]) -> None:
+    """Messages that no message of the API holds together, under a name."""
+    sys.stdout.write(
+        json.dumps({name: [to_dict(message) for message in messages]}, indent=2, ensure_ascii=False) + "\n"
+    )
+    sys.stdout.flush()
+
+
+def write_json_lines(messages: Iterable[Message]) -> None:
+    """A message a line."""
+    for message in messages:
+        sys.stdout.write(json.dumps(to_dict(message), ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+@cache
+def _always_print() -> str:
+    """The argument's name has changed between releases of protobuf."""
+    new = "always_print_fields_with_no_presence"
+    parameters = inspect.signature(json_format.MessageToDict).parameters
+    return new if new in parameters else "including_default_value_fields"

@@ -1,0 +1,92 @@
+"""What an attached user is told while a run lives: one line for each thing that changed. Pure."""
+
+from __future__ import annotations
+
+from agentctl.show.words import exit_of, plural
+from agentd.api.types import TERMINAL, Phase, RunStatus
+
+_UNDER_WAY = (Phase.PENDING, Phase.RENDEZVOUS)
+
+
+def narrate(before: RunStatus | None, now: RunStatus) -> list[str]:
+    """The news in `now`, for someone who has seen `before`."""
+    if now.phase in TERMINAL:
+        return []  # the end report tells it all
+    lines: list[str] = []
+    failure = now.first_failure
+    if failure is not None and (before is None or before.first_failure != failure):
+        lines.append(
+            f"rank {failure.rank} ({failure.role}) on node {failure.node_id} failed "
+            f"in round {failure.round}: {exit_of(failure) or failure.message}"
+        )
+    if _waiting(now) and (before is None or _waiting_facts(before) != _waiting_facts(now)):
+        lines.append(_waiting_line(now))
+    if now.phase is Phase.RUNNING and _is_whole(now) and (before is None or not _same_round(before, now)):
+        lines.append(_running_line(now))
+    if now.phase is Phase.RESTARTING and (before is None or before.phase is not Phase.RESTARTING):
+        lines.append(
+            f"round {now.round} is being stopped to form another: {now.reason or 'membership changed'}"
+        )
+    if now.phase is Phase.STOPPING and (before is None or before.phase is not Phase.STOPPING):
+        lines.append(f"workers are being stopped: {now.reason or 'asked to'}")
+    if before is not None and now.spares != before.spares and now.spares:
+        lines.append(f"spare, waiting for the next round: {', '.join(now.spares)}")
+    return lines
+
+
+def _waiting(status: RunStatus) -> bool:
+    return status.phase in _UNDER_WAY and bool(status.missing or status.min_members > 1)
+
+
+def _waiting_facts(status: RunStatus) -> object:
+    return (status.phase in _UNDER_WAY, status.missing, sorted(_there(status)), status.min_members)
+
+
+def _waiting_line(status: RunStatus) -> str:
+    there = _there(status)
+    wanted = max(status.min_members, len(there))
+    line = f"waiting for nodes: {len(there)} of {wanted} there"
+    if there:
+        line += f" ({', '.join(there)})"
+    if status.missing:
+        line += f", missing: {', '.join(status.missing)}"
+    return line
+
+
+def _there(status: RunStatus) -> list[str]:
+    return [
+        node.name or node.node_id for node in status.nodes if node.phase not in TERMINAL and not node.detached
+    ]
+
+
+def _is_whole(status: RunStatus) -> bool:
+    """Whether every member's workers are known to run: nodes tell theirs one after the other."""
+    groups = [
+        group
+        for node in status.nodes
+        for group in node.groups
+        if group.phase not in (Phase.WAITING, *TERMINAL)
+    ]
+    return bool(groups) and all(group.round == status.round and group.workers for group in groups)
+
+
+def _same_round(before: RunStatus, now: RunStatus) -> bool:
+    return before.round == now.round and before.phase is Phase.RUNNING and _is_whole(before)
+
+
+def _running_line(status: RunStatus) -> str:
+    workers = sum(
+        len(group.workers)
+        for node in status.nodes
+        for group in node.groups
+        if group.phase is Phase.RUNNING and group.round == status.round
+    )
+    nodes = [
+        node.name or node.node_id
+        for node in status.nodes
+        if any(group.workers and group.phase is Phase.RUNNING for group in node.groups)
+    ]
+    line = f"round {status.round}: {plural(workers, 'worker')} on {', '.join(nodes)}"
+    if status.restart_count:
+        line += f", restart {status.restart_count} of {status.max_restarts}"
+    return line

@@ -1,0 +1,198 @@
+"""Tables for people: rich on a terminal, plain aligned columns elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from agentctl import caller
+from agentctl.show.words import clock_time, exit_of, node_label, plural, size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+from agentd.api.types import NodeInfo, Phase, RunStatus
+
+PHASE_STYLES: Final = {
+    Phase.RUNNING: "green",
+    Phase.SUCCEEDED: "cyan",
+    Phase.DONE: "cyan",
+    Phase.FAILED: "red",
+    Phase.LOST: "red",
+    Phase.RESTARTING: "yellow",
+    Phase.STOPPING: "yellow",
+    Phase.RENDEZVOUS: "yellow",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableData:
+    """Columns and rows of text."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def runs_table(runs: Sequence[RunStatus]) -> TableData:
+    """`ps`."""
+    return TableData(
+        columns=("RUN", "PHASE", "ROUND", "RESTARTS", "NODES", "STARTED", "REASON"),
+        rows=tuple(
+            (
+                run.run_id,
+                str(run.phase),
+                str(run.round),
+                f"{run.restart_count}/{run.max_restarts}",
+                str(len(run.nodes)),
+                clock_time(run.started_at),
+                run.reason or "-",
+            )
+            for run in runs
+        ),
+    )
+
+
+def run_table(run: RunStatus) -> TableData:
+    """`status RUN`: a line for each worker, or for a group that has none."""
+    rows: list[tuple[str, ...]] = []
+    for node in run.nodes:
+        label = node_label(node) + (" (detached)" if node.detached else "")
+        if not node.groups:
+            rows.append((label, "-", str(node.phase), "-", "-", "-", "-", node.reason or "-"))
+        for group in node.groups:
+            if not group.workers:
+                rows.append(
+                    (
+                        label,
+                        group.role,
+                        str(group.phase),
+                        "-",
+                        "-",
+                        "-",
+                        "-",
+                        group.reason or node.reason or "-",
+                    )
+                )
+            rows.extend(
+                (
+                    label,
+                    group.role,
+                    str(group.phase),
+                    str(worker.rank),
+                    str(worker.local_rank),
+                    str(worker.pid),
+                    str(worker.state),
+                    exit_of(worker) or "-",
+                )
+                for worker in group.workers
+            )
+    return TableData(
+        columns=("NODE", "ROLE", "PHASE", "RANK", "LOCAL RANK", "PID", "STATE", "EXIT"), rows=tuple(rows)
+    )
+
+
+def run_summary(run: RunStatus) -> list[str]:
+    """The lines above the table of one run."""
+    counts = f"{plural(len(run.nodes), 'node')} (from {run.min_members} to {run.max_members})"
+    restarts = f"{run.restart_count} of {run.max_restarts} restarts"
+    changes = plural(run.membership_changes, "membership change")
+    lines = [
+        f"run {run.run_id}: {run.phase}",
+        f"  incarnation {run.incarnation}, round {run.round}, {restarts}, {changes}",
+        f"  {counts}, started {clock_time(run.started_at)}"
+        + (f", finished {clock_time(run.finished_at)}" if run.finished_at else ""),
+    ]
+    if run.reason:
+        lines.append(f"  {run.reason}")
+    if run.missing:
+        lines.append(f"  missing: {', '.join(run.missing)}")
+    if run.spares:
+        lines.append(f"  spares: {', '.join(run.spares)}")
+    if run.first_failure is not None:
+        failure = run.first_failure
+        lines.append(
+            f"  first failure: rank {failure.rank} on node {failure.node_id}, pid {failure.pid}: "
+            f"{exit_of(failure) or failure.message} in round {failure.round}"
+        )
+    return lines
+
+
+def nodes_table(nodes: Sequence[NodeInfo]) -> TableData:
+    """`nodes`."""
+    return TableData(
+        columns=(
+            "NODE",
+            "ADDRESS",
+            "STATE",
+            "VERSION",
+            "CPUS",
+            "GPUS",
+            "LOAD",
+            "MEMORY FREE",
+            "DISK FREE",
+            "GROUPS",
+        ),
+        rows=tuple(
+            (
+                node.node_id,
+                node.advertised_address or "-",
+                "draining" if node.draining else ", ".join(node.conditions) or "ready",
+                node.version,
+                str(node.cpus),
+                str(node.gpus),
+                f"{node.load_1m:.2f}",
+                size(node.memory_available_bytes),
+                size(node.state_dir_free_bytes),
+                str(len(node.groups)),
+            )
+            for node in nodes
+        ),
+    )
+
+
+def write_table(data: TableData) -> None:
+    """To standard output, for who reads there."""
+    if sys.stdout.isatty():
+        _write_rich(data)
+    else:
+        sys.stdout.write(plain(data))
+        sys.stdout.flush()
+
+
+def plain(data: TableData) -> str:
+    """Aligned columns, nothing cut off: also for programs that split at two spaces."""
+    lines = [data.columns, *data.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(data.columns))]
+    padded = (
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+    )
+    return "".join(f"{line.rstrip()}\n" for line in padded)
+
+
+def rich_table(data: TableData) -> Table:
+    """The table as rich draws it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in data.columns:
+        table.add_column(column)
+    for row in data.rows:
+        table.add_row(
+            *(Text(cell, style=_style(column, cell)) for column, cell in zip(data.columns, row, strict=True))
+        )
+    return table
+
+
+def _write_rich(data: TableData) -> None:
+    from rich.console import Console
+
+    Console(no_color=bool(caller.ENVIRON.get("NO_COLOR")) or None, highlight=False).print(rich_table(data))
+
+
+def _style(column: str, cell: str) -> str:
+    if column == "PHASE":
+        return next((style for phase, style in PHASE_STYLES.items() if phase.value == cell), "")
+    return {"draining": "yellow", "FAILED": "red"}.get(cell, "")

@@ -1,0 +1,202 @@
+"""`--standalone`: an agentd for one run, started and ended with this process.
+
+It has a session of its own, so that Ctrl-C reaches agentctl only, and holds the read end of a pipe whose
+write end is ours alone: however this process ends, kill -9 included, agentd sees it, stops its workers and
+ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from agentctl import caller
+from agentctl.exits import CommandFailed, ExitCode
+
+KEPT: Final = 10
+"""State directories that stay for a look at their logs; older ones are removed."""
+START_TIMEOUT_S: Final = 60.0
+END_TIMEOUT_S: Final = 10.0
+LONGEST_SOCKET_PATH: Final = 100
+_LOCK: Final = "in-use.lock"
+_SOCKET_DIR: Final = "socket-dir"
+_LOG: Final = "agentd.log"
+_TAIL_LINES: Final = 15
+
+
+class StandaloneFailed(CommandFailed):
+    """The embedded agentd did not come up; says why in a sentence."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, ExitCode.UNREACHABLE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standalone:
+    """A running embedded agentd."""
+
+    target: str
+    pid: int
+    state_dir: Path
+
+
+@contextlib.contextmanager
+def standalone(environ: Mapping[str, str] = caller.ENVIRON) -> Iterator[Standalone]:
+    """An agentd of this user on this machine for the length of the block."""
+    state_dir, lock = _make_state_dir(environ)
+    try:
+        _remove_old(state_dir.parent)
+        with _process(state_dir, lock, environ) as (process, target):
+            yield Standalone(target=target, pid=process.pid, state_dir=state_dir)
+    finally:
+        os.close(lock)
+
+
+def state_root(environ: Mapping[str, str]) -> Path:
+    """Where the state directories of embedded agentds are."""
+    state_home = environ.get("XDG_STATE_HOME") or str(
+        Path(environ.get("HOME") or "~").expanduser() / ".local/state"
+    )
+    return Path(state_home) / "agentd-standalone"
+
+
+def _make_state_dir(environ: Mapping[str, str]) -> tuple[Path, int]:
+    """A fresh directory, and the lock that says it is in use."""
+    root = state_root(environ)
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        state_dir = Path(tempfile.mkdtemp(prefix=f"{stamp}-", dir=root))
+        lock = os.open(state_dir / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StandaloneFailed(f"no state directory can be made in {root}: {error.strerror}") from None
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return state_dir, lock
+
+
+def _remove_old(root: Path) -> None:
+    """Remove all but the newest directories, and none that a living agentd uses."""
+    with contextlib.suppress(OSError):
+        folders = sorted((path for path in root.iterdir() if path.is_dir()), reverse=True)
+        for folder in folders[KEPT:]:
+            if not _is_in_use(folder):
+                _remove(folder)
+
+
+def _is_in_use(folder: Path) -> bool:
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.rmtree((folder / _SOCKET_DIR).read_text(), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _process(
+    state_dir: Path, lock: int, environ: Mapping[str, str]
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    target = f"unix:{_socket_path(state_dir)}"
+    lifeline_read, lifeline_write = os.pipe()
+    ready_read, ready_write = os.pipe()
+    command = [
+        sys.executable,
+        "-m",
+        "agentd",
+        "--listen",
+        target,
+        "--state-dir",
+        str(state_dir),
+        "--lifeline-fd",
+        str(lifeline_read),
+        "--ready-fd",
+        str(ready_write),
+    ]
+    try:
+        with (state_dir / _LOG).open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # The lock goes along: the directory is in use until both of us are gone.
+                pass_fds=(lifeline_read, ready_write, lock),
+                start_new_session=True,
+                # A folder called agentd in the user's directory must not be taken for the program.
+                cwd=state_dir,
+                env={name: value for name, value in environ.items() if not name.startswith("AGENTD_")},
+            )
+        os.close(ready_write)
+        os.close(lifeline_read)
+        ready_write = lifeline_read = -1
+        try:
+            _await_ready(process, ready_read, state_dir)
+            yield process, target
+        finally:
+            os.close(lifeline_write)
+            lifeline_write = -1
+            _await_end(process)
+    finally:
+        for fd in (lifeline_read, lifeline_write, ready_read, ready_write):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _socket_path(state_dir: Path) -> Path:
+    """In the state directory, or in a short place where that is too deep for a socket."""
+    path = state_dir / "agentd.sock"
+    if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+        return path
+    folder = tempfile.mkdtemp(prefix="agentd-", dir="/tmp")
+    (state_dir / _SOCKET_DIR).write_text(folder)
+    return Path(folder) / "agentd.sock"
+
+
+def _await_ready(process: subprocess.Popen[bytes], ready_fd: int, state_dir: Path) -> None:
+    """Until it serves; its end or its silence is told with the end of its log."""
+    deadline, line = time.monotonic() + START_TIMEOUT_S, b""
+    while not line.endswith(b"\n"):
+        readable, _, _ = select.select([ready_fd], [], [], max(0.0, deadline - time.monotonic()))
+        piece = os.read(ready_fd, 4096) if readable else b""
+        if not piece:
+            problem = f"it did not serve within {START_TIMEOUT_S:g} s" if not readable else "it ended at once"
+            raise StandaloneFailed(f"the embedded agentd did not come up: {problem}.\n{_log_tail(state_dir)}")
+        line += piece
+    json.loads(line)
+
+
+def _await_end(process: subprocess.Popen[bytes]) -> None:
+    """It drains when the lifeline is cut; one that still stops workers is left to do so in its own time."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_TIMEOUT_S)
+
+
+def _log_tail(state_dir: Path) -> str:
+    path = state_dir / _LOG
+    with contextlib.suppress(OSError):
+        lines = path.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        return "\n".join([f"Its log, {path}, ends with:", *(f"  | {line}" for line in lines)])
+    return f"Its log is {path}."
