@@ -11,6 +11,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -67,8 +68,10 @@ class HostPlaces:
 class HostDoor:
     """Where hosts dial in: `<state-dir>/hosts.sock`."""
 
-    def __init__(self, state_dir: str) -> None:
+    def __init__(self, state_dir: str, disk: Executor | None = None) -> None:
+        """`disk` runs what may hang with a disk."""
         self._state_dir = state_dir
+        self._disk = disk
         self._server: asyncio.Server | None = None
         self._expected: dict[str, HostHandle] = {}  # by token
         self._connections: set[asyncio.Task[None]] = set()
@@ -93,7 +96,8 @@ class HostDoor:
         handle = HostHandle(spec, listener, self._forget)
         self._expected[spec.token] = handle
         try:
-            child = await asyncio.to_thread(_spawn_host, spec, self._state_dir, group_dir)
+            loop = asyncio.get_running_loop()
+            child = await loop.run_in_executor(self._disk, _spawn_host, spec, self._state_dir, group_dir)
         except BaseException:
             self._forget(spec.token)
             raise
@@ -168,6 +172,11 @@ class HostHandle:
         """The process; None while it is being started."""
         return self._child.identity if self._child else None
 
+    @property
+    def over(self) -> bool:
+        """Whether the process is gone, and its listener knows."""
+        return self._over
+
     def send(self, frame: AgentFrame) -> None:
         """Tell the host, once it is welcomed; a host that is gone hears nothing."""
         if self._over:
@@ -185,6 +194,11 @@ class HostHandle:
         """SIGKILL. Its workers die with it."""
         if self._child is not None and self._exit is None:
             send_signal(self._child.identity, 9)
+
+    def abandon(self) -> None:
+        """Hear of it no more, although it may still be there."""
+        self._unwatch()
+        self._let_go()
 
     def is_described_by(self, hello: Hello) -> bool:
         """Whether it is this very host that dialled in."""
@@ -257,14 +271,17 @@ class HostHandle:
     def _end(self) -> None:
         if self._over:
             return
+        self._let_go()
+        assert self._exit is not None
+        self._listener.on_host_exit(self._exit.summary)
+
+    def _let_go(self) -> None:
         self._over = True
         for timer in self._timers:
             timer.cancel()
         self._forget(self._spec.token)
         if self._writer is not None:
             self._writer.close()
-        assert self._exit is not None
-        self._listener.on_host_exit(self._exit.summary)
 
 
 async def _first_frames(reader: asyncio.StreamReader, frames: FrameReader) -> list[Frame]:

@@ -1,0 +1,47 @@
+"""Where a group lies: `runs/<run_id>/<incarnation>/<role>/` of the state directory, and where its logs do."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from agentd.host.wire import HostSpec
+
+DATABASE = "agentd.db"
+SPEC_FILE = "spec.json"
+
+_PRIVATE = 0o700
+
+
+def group_dir(state_dir: str, run_id: str, incarnation: int, role: str) -> str:
+    """The folder of one worker group."""
+    return f"{state_dir}/runs/{run_id}/{incarnation}/{role}"
+
+
+def log_root(state_dir: str, log_dir: str, run_id: str, incarnation: int, role: str) -> str:
+    """Where the rounds' log folders of a group go."""
+    if not log_dir:
+        return group_dir(state_dir, run_id, incarnation, role)
+    return f"{log_dir.rstrip('/')}/{run_id}/{incarnation}/{role}"
+
+
+def prepare(spec: HostSpec, folder: str) -> None:
+    """Make a group's folders, for agentd's user only, and leave its spec there. Touches the disk."""
+    for path in (folder, spec.log_root):
+        _make_private(Path(path))
+    target = Path(folder, SPEC_FILE)
+    partial = target.with_suffix(".new")
+    text = json.dumps(asdict(spec), default=dict, indent=1)
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text + "\n")
+    partial.replace(target)
+
+
+def _make_private(path: Path) -> None:
+    """As `mkdir -p -m 700`, for every folder that is new; the umask may be wider than logs should be."""
+    if path.is_dir():
+        return
+    _make_private(path.parent)
+    path.mkdir(mode=_PRIVATE, exist_ok=True)

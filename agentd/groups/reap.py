@@ -1,0 +1,59 @@
+"""What a dead agentd left behind: found by the tokens in its journal, ended, and proven gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentd.groups import layout
+from agentd.groups.journal import open_for_reading
+from agentd.groups.records import GroupRow
+from agentd.procs import tree
+from agentd.procs.identity import boot_id
+
+GRACE_S = 10.0
+"""From SIGTERM to SIGKILL for what is left. Hosts pass it on to their workers."""
+
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A worker group of a dead agentd that still had processes."""
+
+    run_id: str
+    incarnation: int
+    role: str
+    pids: tuple[int, ...]
+    """What was found and ended."""
+    stuck: tuple[int, ...] = ()
+    """What SIGKILL did not end."""
+
+
+def reap(state_dir: str, grace_s: float = GRACE_S) -> tuple[Leftover, ...]:
+    """End what a dead agentd of this state directory left. Its lock must be held, or no agentd be there."""
+    database = Path(state_dir, layout.DATABASE)
+    if not database.exists():
+        return ()
+    return end_leftovers(open_for_reading(database).groups, grace_s)
+
+
+def end_leftovers(groups: Iterable[GroupRow], grace_s: float) -> tuple[Leftover, ...]:
+    """End what is left of these groups, several at a time. Waits for it: use a thread."""
+    this_boot = [row for row in groups if row.token and row.boot_id == boot_id()]
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="agentd-reap") as pool:
+        found = list(pool.map(lambda row: _end_one(row, grace_s), this_boot))
+    return tuple(leftover for leftover in found if leftover is not None)
+
+
+def _end_one(row: GroupRow, grace_s: float) -> Leftover | None:
+    # A start time of the host bounds the search: nothing older can have its token.
+    marks = tree.Marks(token=row.token, not_before=row.host_start_time)
+    pids = tuple(sorted(process.pid for process in tree.find(marks)))
+    if not pids:
+        return None
+    stuck = tree.sweep(marks, grace_s=grace_s)
+    left = tuple(process.pid for process in stuck)
+    return Leftover(row.run_id, row.incarnation, row.role, pids, left)

@@ -1,0 +1,415 @@
+"""All runs of this node: admission, idempotence, the verbs callers use. Everything runs on one event loop.
+
+`run`, `stop` and `signal` do something; all else reads snapshots and never waits for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from agentd.api.errors import (
+    AgentError,
+    Draining,
+    InvalidSpec,
+    NotRunning,
+    RunConflict,
+    RunEnded,
+    RunNotFound,
+    StaleIncarnation,
+)
+from agentd.api.types import (
+    TERMINAL,
+    GroupRef,
+    Phase,
+    RunRequest,
+    RunStatus,
+    StopRequest,
+    StopScope,
+    StreamEnd,
+    WorkerState,
+)
+from agentd.core.specs import MAX_REQUEST_ID, check_name, differing_fields, validate
+from agentd.groups.admission import Machine, RolePlan, plan_node
+from agentd.groups.board import Board, RunKey
+from agentd.groups.devices import DeviceBook
+from agentd.groups.journal import Journal
+from agentd.groups.logs import WorkerLog
+from agentd.groups.ports import Rendezvous
+from agentd.groups.records import ForgetRun, GroupRow
+from agentd.groups.run import NodeRun, Part
+from agentd.groups.supervisor import Facilities
+from agentd.host.handle import HostDoor
+
+KEPT_ENDED = 256
+"""Ended runs that Status still shows."""
+SUPERSEDED_WAIT_S = 5.0
+TERMINATE_TRIES_S = 60.0
+STOP_NOW_S = 5.0
+CLOSE_S = 2.0
+UNKILLABLE = "UNKILLABLE"
+
+_log = logging.getLogger(__name__)
+_REVISIONS_PER_START = 1 << 32
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """What is kept of a run that is over here."""
+
+    request_id: str
+    logs: tuple[WorkerLog, ...]
+    stuck: bool
+
+
+class Registry:
+    """The node's runs. `start` before anything else, `close` at the end."""
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        state_dir: str,
+        journal: Journal,
+        rendezvous: Rendezvous,
+        advertise: Callable[[str], Awaitable[str]],
+        machine: Machine | None = None,
+    ) -> None:
+        """`journal` is started. `advertise(hub_address)` tells how the members of that hub's run reach us."""
+        self._node_id = node_id
+        self._state_dir = state_dir
+        self._journal = journal
+        self._rendezvous = rendezvous
+        self._advertise = advertise
+        self._machine = machine
+        self._disk = ThreadPoolExecutor(8, thread_name_prefix="agentd-disk")
+        self._sweeps = ThreadPoolExecutor(8, thread_name_prefix="agentd-sweep")
+        self._door = HostDoor(state_dir, self._disk)
+        self._shared = Facilities(
+            journal=journal, door=self._door, state_dir=state_dir, disk=self._disk, sweeps=self._sweeps
+        )
+        self._board = Board(node_id, journal.daemon_starts * _REVISIONS_PER_START)
+        self._devices = DeviceBook()
+        self._live: dict[RunKey, NodeRun] = {}
+        self._ended: OrderedDict[RunKey, _Ended] = OrderedDict()
+        self._admissions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._background: set[asyncio.Task[None]] = set()
+        self.draining = False
+        """Whether new runs are refused because agentd goes away."""
+
+    # --- life
+
+    async def start(self) -> None:
+        """Let hosts dial in."""
+        self._machine = self._machine or await self._in_thread(lambda: Machine.here(self._node_id))
+        await self._door.open()
+
+    async def drain(self, grace: float | None = None) -> None:
+        """Take no new run, stop this node's part of each, and return when nothing of them is left."""
+        self.draining = True
+        reason = f"agentd of node {self._node_id} goes away"
+        for run in list(self._live.values()):
+            if run.part.hub_here and run.is_alone:
+                await self._rendezvous.terminate("", *run.part.key, grace, reason)
+            else:
+                run.leave(reason, grace)
+        await self._until_groups_ended()
+
+    async def stop_now(self) -> None:
+        """End all groups at once. Returns soon, whatever happens."""
+        self.draining = True
+        for run in self._live.values():
+            run.stop(f"agentd of node {self._node_id} ends at once", 0.0)
+        try:
+            await asyncio.wait_for(self._until_groups_ended(), STOP_NOW_S)
+        except asyncio.TimeoutError:
+            for run in self._live.values():
+                run.kill_hosts()
+
+    async def close(self) -> None:
+        """Give everything back. What still runs is stopped by its host, whose agentd is gone."""
+        if self._background:
+            _, late = await asyncio.wait(self._background, timeout=CLOSE_S)
+            for task in late:
+                task.cancel()
+        await asyncio.gather(*(run.close() for run in self._live.values()))
+        await self._rendezvous.close()
+        await self._door.close()
+        for pool in (self._disk, self._sweeps):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def accepting(self) -> bool:
+        """Whether a Run would be taken, as far as the node as a whole is concerned."""
+        return not self.draining and not self.conditions
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What degrades the node, by name."""
+        stuck = any(run.stuck for run in self._live.values()) or any(e.stuck for e in self._ended.values())
+        return (*self._journal.conditions, *((UNKILLABLE,) if stuck else ()))
+
+    # --- verbs
+
+    async def run(self, request: RunRequest) -> tuple[RunStatus, bool]:
+        """Start this node's part of a run; a repeat gives the status of what is there already."""
+        check_name("run_id", request.spec.run_id)
+        if not 1 <= len(request.request_id) <= MAX_REQUEST_ID:
+            raise InvalidSpec("request_id", f"it has 1 to {MAX_REQUEST_ID} characters")
+        lock = self._admissions.setdefault(request.spec.run_id, asyncio.Lock())
+        async with lock:
+            if request.join:
+                request = await self._asked_of_hub(request)
+            known = await self._known(request)
+            if known is not None:
+                return known, False
+            if self.draining:
+                raise Draining(self._node_id)
+            return await self._begin(request), True
+
+    async def stop(self, request: StopRequest) -> RunStatus:
+        """Ask for the end of a run, or of this node's part of it. Answers at once; `watch` tells the end."""
+        status = self._board.get(request.run_id, request.incarnation)
+        run = self._live.get((status.run_id, status.incarnation))
+        if run is None:
+            return status
+        if request.grace is not None and request.grace < 0:
+            raise InvalidSpec("grace", "a time is not negative")
+        reason = request.reason or "stopped by a caller"
+        if request.scope is StopScope.LEAVE:
+            run.leave(reason, request.grace)
+        else:
+            self._in_background(self._terminate(run, reason, request.grace))
+        return self._board.get(*run.part.key)
+
+    async def signal(
+        self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Send a signal to running workers by global rank, all of this node if none is named."""
+        if not 1 <= signum <= 64:
+            raise InvalidSpec("signal", f"{signum} is not within 1..64")
+        status = self._board.get(run_id, incarnation)
+        run = self._live.get((status.run_id, status.incarnation))
+        if run is None:
+            raise RunEnded(run_id, status.phase.value)
+        reached = run.signal(signum, ranks)
+        if not reached and not any(group.phase is Phase.RUNNING for group in run.groups()):
+            raise NotRunning(run_id, status.phase.value)
+        return reached
+
+    # --- snapshots
+
+    def status(self, run_id: str, incarnation: int = 0) -> RunStatus:
+        """A run as it is now. Raises `RunNotFound`."""
+        return self._board.get(run_id, incarnation)
+
+    def runs(self, include_ended: bool) -> list[RunStatus]:
+        """Every run, in an order that stays."""
+        return self._board.all(include_ended)
+
+    def watch(
+        self, run_id: str, incarnation: int, after_revision: int
+    ) -> AsyncIterator[RunStatus | StreamEnd]:
+        """Snapshots as they come, see `Board.watch`."""
+        return self._board.watch(run_id, incarnation, after_revision)
+
+    async def wait_change(self, run_id: str, incarnation: int, revision: int) -> RunStatus:
+        """The next snapshot of a run after `revision`."""
+        return await self._board.wait_change(run_id, incarnation, revision)
+
+    def on_change(self, listener: Callable[[str], object]) -> None:
+        """Call `listener(run_id)` after each change of a run. It must not block."""
+        self._board.on_change(listener)
+
+    def worker_logs(self, run_id: str, incarnation: int) -> tuple[WorkerLog, ...]:
+        """The log folders of a run here, over all rounds. Raises `RunNotFound`."""
+        status = self._board.get(run_id, incarnation)
+        key = status.run_id, status.incarnation
+        run = self._live.get(key)
+        return run.worker_logs() if run else self._ended[key].logs
+
+    def group_refs(self) -> tuple[GroupRef, ...]:
+        """Worker groups that have not ended."""
+        return tuple(ref for run in self._live.values() for ref in run.group_refs())
+
+    def health(self, run_id: str, role: str | None) -> bool:
+        """Whether a run's groups here, or the one of a role, do their work. Raises `RunNotFound`."""
+        status = self._board.get(run_id)
+        run = self._live.get((status.run_id, status.incarnation))
+        groups = run.groups() if run else ()
+        if role is not None:
+            groups = tuple(group for group in groups if group.role == role)
+            if not groups:
+                raise RunNotFound(f"{run_id}/{role}", self._node_id)
+        well = (WorkerState.HEALTHY, WorkerState.SUCCEEDED)
+        return bool(groups) and all(group.worker_state in well for group in groups)
+
+    # --- admission
+
+    async def _asked_of_hub(self, request: RunRequest) -> RunRequest:
+        status, spec = await self._rendezvous.describe(
+            request.hub_address, request.spec.run_id, request.incarnation
+        )
+        if status.phase in TERMINAL:
+            raise RunEnded(status.run_id, status.phase.value)
+        return replace(request, spec=spec, incarnation=status.incarnation)
+
+    async def _known(self, request: RunRequest) -> RunStatus | None:
+        """The status to answer with if the run is there already. Raises for what contradicts it."""
+        newest = self._board.newest(request.spec.run_id)
+        if newest is None:
+            return None
+        key = newest.run_id, newest.incarnation
+        if request.incarnation and request.incarnation < newest.incarnation:
+            raise StaleIncarnation(newest.run_id, request.incarnation, newest.incarnation)
+        run = self._live.get(key)
+        if run is None:
+            same = self._ended[key].request_id == request.request_id
+            return newest if same and request.incarnation in (0, newest.incarnation) else None
+        if request.incarnation in (0, newest.incarnation):
+            return self._agreeing(run, request)
+        # Its hub has begun a later use of the id, so whatever is here is over.
+        run.stop("a newer incarnation of the run has begun", None)
+        try:
+            await asyncio.wait_for(run.ended.wait(), SUPERSEDED_WAIT_S)
+        except asyncio.TimeoutError:
+            raise RunConflict(newest.run_id, ["incarnation"]) from None
+        return None
+
+    def _agreeing(self, run: NodeRun, request: RunRequest) -> RunStatus | None:
+        if request.join:
+            # The hub's own node may have left, and may come back.
+            return self._board.get(*run.part.key) if run.group_refs() else None
+        fields = differing_fields(run.part.spec, request.spec)
+        if fields:
+            raise RunConflict(request.spec.run_id, fields)
+        return self._board.get(*run.part.key)
+
+    async def _begin(self, request: RunRequest) -> RunStatus:
+        spec = request.spec
+        validate(spec)
+        self._check_node_name(request)
+        plans = await self._plan(request)
+        self._devices.reserve(spec.run_id, (d for plan in plans for d in plan.role.devices))
+        try:
+            part = await self._make_part(request, plans)
+            run = NodeRun(part, self._shared, self._rendezvous, self._publish)
+            await self._journal_admission(run)
+        except BaseException:
+            self._devices.release(spec.run_id)
+            raise
+        former = self._live.get(part.key)
+        if former is not None:
+            former.take_on(plans)
+            return self._board.get(*part.key)
+        if part.hub_here and not request.join:
+            self._rendezvous.create(spec, part.incarnation, part.address)
+        self._ended.pop(part.key, None)
+        self._live[part.key] = run
+        run.start()
+        _log.info("run begins here", extra={"run_id": spec.run_id, "incarnation": part.incarnation})
+        return self._board.get(*part.key)
+
+    def _check_node_name(self, request: RunRequest) -> None:
+        name, spec = request.node_name, request.spec
+        if name and not request.join and name not in spec.nodes:
+            raise InvalidSpec("node_name", f"{name!r} is not in the run's node list")
+
+    async def _plan(self, request: RunRequest) -> tuple[RolePlan, ...]:
+        spec, machine = request.spec, self._machine
+        assert machine is not None, "start comes first"
+        if spec.nodes and not request.node_name and not request.join:
+            # The list names other nodes: this one is their hub and nothing else.
+            plans: tuple[RolePlan, ...] = ()
+        else:
+            plans = await self._in_thread(
+                lambda: plan_node(spec, request.node_name, request.passed_env, machine)
+            )
+        if not plans and request.hub_address:
+            raise InvalidSpec("roles", f"none of them is for node {request.node_name or self._node_id!r}")
+        return plans
+
+    async def _make_part(self, request: RunRequest, plans: tuple[RolePlan, ...]) -> Part:
+        newest = self._board.newest(request.spec.run_id)
+        last = newest.incarnation if newest else 0
+        now = time.time()
+        return Part(
+            spec=request.spec,
+            incarnation=request.incarnation or max(last + 1, int(now)),
+            request_id=request.request_id,
+            node_id=self._node_id,
+            address=await self._advertise(request.hub_address),
+            plans=plans,
+            node_name=request.node_name,
+            hub_address=request.hub_address,
+            passed_env=request.passed_env,
+            started_at=now,
+        )
+
+    async def _journal_admission(self, run: NodeRun) -> None:
+        """Nothing is promised that the next agentd would not know of."""
+        run_id, incarnation = run.part.key
+        groups = (
+            GroupRow(run_id=run_id, incarnation=incarnation, role=plan.role.role, phase=Phase.PENDING)
+            for plan in run.part.plans
+        )
+        try:
+            await self._journal.require(run.part.row(run.status), *groups)
+        except BaseException:
+            self._journal.post(ForgetRun(run_id=run_id, incarnation=incarnation))
+            raise
+
+    # --- what runs tell
+
+    def _publish(self, run: NodeRun) -> None:
+        self._board.publish(run.status)
+        if not run.is_live:
+            self._retire(run)
+
+    def _retire(self, run: NodeRun) -> None:
+        """Keep little of a run that is over, and of old ones nothing."""
+        key = run.part.key
+        self._live.pop(key, None)
+        self._devices.release(run.part.spec.run_id)
+        if run.conclusion is not None:
+            self._keep(run.conclusion)
+        self._ended[key] = _Ended(run.part.request_id, run.worker_logs(), run.stuck)
+        while len(self._ended) > KEPT_ENDED:
+            oldest, _ = self._ended.popitem(last=False)
+            self._board.forget(oldest)
+
+    async def _terminate(self, run: NodeRun, reason: str, grace: float | None) -> None:
+        """Tell the hub that the run is to end; whether it hears it or not, this node's part does."""
+        hub, (run_id, incarnation) = run.part.hub_address, run.part.key
+        patience = time.monotonic() + TERMINATE_TRIES_S
+        while time.monotonic() < patience:
+            try:
+                await self._rendezvous.terminate(hub, run_id, incarnation, grace, reason)
+                return
+            except AgentError as error:
+                _log.warning(
+                    "the hub was not told to end the run", extra={"run_id": run_id, "problem": str(error)}
+                )
+                run.stop(reason, grace)
+            await asyncio.sleep(1.0)
+
+    async def _until_groups_ended(self) -> None:
+        await asyncio.gather(*(run.groups_ended() for run in self._live.values()))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        self._keep(asyncio.get_running_loop().create_task(work))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

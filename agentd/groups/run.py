@@ -1,0 +1,328 @@
+"""This node's part of one run: its supervisors, its session with the hub, and the status shown here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from agentd.api.errors import AgentError, HubUnreachable, RunEnded, RunNotFound
+from agentd.api.types import TERMINAL, GroupRef, GroupStatus, Phase, RunSpec, RunStatus
+from agentd.core import defaults
+from agentd.core import group_events as ev
+from agentd.groups import layout, snapshot
+from agentd.groups.admission import RolePlan
+from agentd.groups.logs import WorkerLog
+from agentd.groups.ports import Rendezvous, Session
+from agentd.groups.records import RunRow
+from agentd.groups.supervisor import Facilities, Supervisor
+from agentd.host.wire import HostSpec
+from agentd.hub.messages import Assignment, RunFinished
+
+_log = logging.getLogger(__name__)
+_PLACE = tuple(ev.Placement.__dataclass_fields__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What a node takes on of a run."""
+
+    spec: RunSpec
+    incarnation: int
+    request_id: str
+    node_id: str
+    address: str
+    """Where others reach this node."""
+    plans: tuple[RolePlan, ...]
+    node_name: str = ""
+    hub_address: str = ""
+    """Empty: the hub is here."""
+    passed_env: Mapping[str, str] = field(default_factory=dict)
+    started_at: float
+
+    @property
+    def hub_here(self) -> bool:
+        """Whether this node is the run's hub."""
+        return not self.hub_address
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The run among all runs."""
+        return self.spec.run_id, self.incarnation
+
+    def row(self, status: RunStatus) -> RunRow:
+        """The run for the journal."""
+        return RunRow(
+            run_id=self.spec.run_id,
+            incarnation=self.incarnation,
+            request_id=self.request_id,
+            spec=self.spec,
+            status=status,
+            node_name=self.node_name,
+            hub_address=self.hub_address,
+            passed_env=self.passed_env,
+        )
+
+
+class NodeRun:
+    """One run on this node, from admission to the end. Hears its hub as `MemberListener`."""
+
+    def __init__(
+        self,
+        part: Part,
+        facilities: Facilities,
+        rendezvous: Rendezvous,
+        changed: Callable[[NodeRun], object],
+    ) -> None:
+        """`changed(run)` is called when the status is another one; the caller gives it a revision."""
+        self.part = part
+        self._shared = facilities
+        self._rendezvous = rendezvous
+        self._changed = changed
+        self._hub = snapshot.without_hub(
+            part.spec, part.incarnation, part.hub_address or part.address, part.started_at
+        )
+        self._hub_problem = ""
+        self._end: snapshot.PartEnd | None = None
+        self._session: Session | None = None
+        self._supervisors: dict[str, Supervisor] = {}
+        self.conclusion: asyncio.Task[None] | None = None
+        """Runs once nothing of the run is left here."""
+        self.status = self._composed()
+        """The newest snapshot. `revision` is the registry's business."""
+        self.ended = asyncio.Event()
+
+    # What the registry asks.
+
+    def start(self) -> None:
+        """Begin: everything was checked and journalled."""
+        part = self.part
+        self._session = self._rendezvous.session(
+            part.hub_address,
+            part.spec,
+            part.incarnation,
+            address=part.address,
+            node_name=part.node_name,
+            listener=self,
+        )
+        self.status = self._composed()
+        self._changed(self)
+        self.take_on(part.plans)
+
+    def take_on(self, plans: Sequence[RolePlan]) -> None:
+        """Supervise a group of each of these roles, unless one is alive already."""
+        assert self._session is not None, "start comes first"
+        self._end = None
+        for plan in plans:
+            former = self._supervisors.get(plan.role.role)
+            if former is not None and former.status.phase not in TERMINAL:
+                continue
+            spec = host_spec(self.part, plan, self._shared.state_dir)
+            supervisor = Supervisor(spec, self._session, self._shared, self._refresh)
+            self._supervisors[supervisor.role] = supervisor
+            supervisor.post(ev.Begin())
+        self._refresh()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether anything of it is still to be done here."""
+        return not self.ended.is_set()
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other node has, or is to have, a part in the run."""
+        own = self.part.node_id
+        return len(self.part.spec.nodes) <= 1 and all(node.node_id == own for node in self.status.nodes)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it left processes that nothing can kill."""
+        return any(supervisor.stuck for supervisor in self._supervisors.values())
+
+    def group(self, role: str) -> GroupStatus | None:
+        """One worker group's status."""
+        supervisor = self._supervisors.get(role)
+        return supervisor.status if supervisor else None
+
+    def groups(self) -> tuple[GroupStatus, ...]:
+        """All worker groups of the run here."""
+        return tuple(supervisor.status for supervisor in self._supervisors.values())
+
+    def group_refs(self) -> tuple[GroupRef, ...]:
+        """The worker groups that have not ended, by name."""
+        run_id, incarnation = self.part.key
+        return tuple(
+            GroupRef(run_id=run_id, incarnation=incarnation, role=group.role, phase=group.phase)
+            for group in self.groups()
+            if group.phase not in TERMINAL
+        )
+
+    def worker_logs(self) -> tuple[WorkerLog, ...]:
+        """The log folders of all its workers here."""
+        return tuple(log for supervisor in self._supervisors.values() for log in supervisor.worker_logs())
+
+    def signal(self, signum: int, ranks: Sequence[int]) -> tuple[int, ...]:
+        """Signal running workers; answers the ranks that get it."""
+        found = [supervisor.signal(signum, ranks) for supervisor in self._supervisors.values()]
+        return tuple(sorted(rank for some in found for rank in some))
+
+    def stop(self, reason: str, grace: float | None, phase: Phase = Phase.STOPPED) -> None:
+        """End this node's part. Again only shortens the grace."""
+        self._end = self._end or snapshot.PartEnd(phase, reason)
+        for supervisor in self._supervisors.values():
+            supervisor.post(ev.Finish(self._end.phase, self._end.reason, grace))
+        self._refresh()
+
+    def leave(self, reason: str, grace: float | None) -> None:
+        """End this node's part and let the others go on without it."""
+        if self._session is not None:
+            for role, supervisor in self._supervisors.items():
+                if supervisor.status.phase not in TERMINAL:
+                    self._session.leave(role, reason)
+        self.stop(reason, grace)
+
+    def kill_hosts(self) -> None:
+        """End every host at once, and the workers with them."""
+        for supervisor in self._supervisors.values():
+            supervisor.kill_host()
+
+    async def groups_ended(self) -> None:
+        """Return when no group of it is left here."""
+        await asyncio.gather(*(supervisor.ended.wait() for supervisor in self._supervisors.values()))
+
+    async def close(self) -> None:
+        """Watch over nothing any more. Ends nothing: that is `stop`."""
+        tasks = [supervisor.close() for supervisor in self._supervisors.values()]
+        session, self._session = self._session, None
+        if session is not None:
+            tasks.append(session.close())
+        await asyncio.gather(*tasks)
+
+    # What the hub says.
+
+    def on_welcome(self, spec: RunSpec) -> None:
+        """The hub has taken the session; what it runs is known from the request."""
+
+    def on_assignment(self, role: str, assignment: Assignment) -> None:
+        """A round was formed with one of the groups in it."""
+        placement = ev.Placement(**{name: getattr(assignment, name) for name in _PLACE})
+        self._post(role, ev.Placed(placement))
+
+    def on_stop_round(self, round_: int, reason: str) -> None:
+        """The workers of a round are to go, to form another."""
+        for supervisor in self._supervisors.values():
+            supervisor.post(ev.RoundStopped(round_, reason))
+
+    def on_waiting(self, role: str, reason: str) -> None:
+        """The round is full."""
+        self._post(role, ev.MadeSpare(reason))
+
+    def on_view(self, status: RunStatus) -> None:
+        """The run as its hub sees it."""
+        if self._hub.phase not in TERMINAL:
+            here = self._rendezvous.view(*self.part.key) if self.part.hub_here else None
+            self._hub = replace(here or status, from_hub=True)
+            self._refresh()
+
+    def on_finished(self, finished: RunFinished) -> None:
+        """The run is over for everyone."""
+        for supervisor in self._supervisors.values():
+            supervisor.post(ev.Finish(finished.phase, finished.reason, finished.stop_grace))
+        if not self.part.hub_here:
+            # The hub's node waits for the hub's own end, which is that of all nodes.
+            self._hub = replace(
+                self._hub,
+                phase=finished.phase,
+                reason=finished.reason,
+                first_failure=finished.first_failure or self._hub.first_failure,
+                missing=(),
+                spares=(),
+            )
+        self._refresh()
+
+    def on_hub_lost(self, since: float, problem: str) -> None:
+        """The hub does not answer; workers go on."""
+        self._hub_problem = f"hub {self.status.hub_address} unreachable: {problem}"
+        self._refresh()
+
+    def on_hub_found(self) -> None:
+        """The hub answers again."""
+        self._hub_problem = ""
+        self._refresh()
+
+    def on_hub_timeout(self, since: float, problem: str) -> None:
+        """The hub was needed and silent for too long."""
+        lost_at = time.strftime("%H:%M:%S", time.localtime(since))
+        self.stop(str(HubUnreachable(self.status.hub_address, lost_at, problem)), None, Phase.FAILED)
+
+    def on_refused(self, error: AgentError) -> None:
+        """The hub takes no session of this node."""
+        gone = isinstance(error, RunNotFound | RunEnded)
+        self.stop(str(error), None, Phase.LOST if gone else Phase.FAILED)
+
+    # The status.
+
+    def _post(self, role: str, event: ev.GroupEvent) -> None:
+        supervisor = self._supervisors.get(role)
+        if supervisor is not None:
+            supervisor.post(event)
+
+    def _composed(self) -> RunStatus:
+        part = self.part
+        own = snapshot.own_part(
+            part.node_id, part.address, part.node_name or part.node_id, self.groups(), self._hub_problem
+        )
+        return snapshot.compose(self._hub, own, self._end, hub_here=part.hub_here)
+
+    def _refresh(self) -> None:
+        """Publish the status if it is another one; end the part when nothing of it is left."""
+        if self.conclusion is not None:
+            return
+        if self._end is None and not self.part.hub_here:
+            self._end = snapshot.part_end_of(self.groups())
+        status = self._composed()
+        if status.phase in TERMINAL:
+            # Journalled before anybody is told, and told with its time.
+            conclude = self._conclude(replace(status, finished_at=status.finished_at or time.time()))
+            self.conclusion = asyncio.get_running_loop().create_task(conclude)
+        else:
+            self._publish(status)
+
+    def _publish(self, status: RunStatus) -> None:
+        if replace(status, revision=self.status.revision) != self.status:
+            self.status = status
+            self._changed(self)
+
+    async def _conclude(self, status: RunStatus) -> None:
+        await self._shared.journal.write(self.part.row(status))
+        _log.info("run ended here", extra={"run_id": status.run_id, "phase": status.phase.value})
+        self.status = status
+        self.ended.set()
+        self._changed(self)
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+
+def host_spec(part: Part, plan: RolePlan, state_dir: str) -> HostSpec:
+    """What a host of one role is told; its token is made for each host."""
+    spec, role = part.spec, plan.role
+    return HostSpec(
+        run_id=spec.run_id,
+        incarnation=part.incarnation,
+        role=role.role,
+        node_id=part.node_id,
+        token="",
+        local_world_size=plan.local_world_size,
+        argv=plan.argv,
+        env=plan.env,
+        cwd=plan.cwd,
+        stop_grace_s=defaults.STOP_GRACE if spec.stop_grace is None else spec.stop_grace,
+        monitor_interval_s=spec.monitor_interval or defaults.MONITOR_INTERVAL,
+        log_root=layout.log_root(state_dir, plan.log_root, spec.run_id, part.incarnation, role.role),
+        max_restarts=spec.max_restarts,
+        master_addr=role.master_addr,
+        master_port=role.master_port,
+    )

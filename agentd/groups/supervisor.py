@@ -1,0 +1,366 @@
+"""One worker group's supervisor: the sole writer of its status. Every change goes through `core.group.step`.
+
+Events come from the host, the hub and callers, and are taken one at a time: decided, journalled, published,
+then carried out. Nothing here waits for a disk longer than the journal's patience.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+
+from agentd.api.types import TERMINAL, Failure, GroupStatus, Phase, WorkerState, WorkerStatus
+from agentd.core import group_events as ev
+from agentd.core.group import GroupState, step
+from agentd.groups import layout
+from agentd.groups.journal import Journal
+from agentd.groups.logs import WorkerLog
+from agentd.groups.ports import Member
+from agentd.groups.records import EventRow, GroupRow
+from agentd.host import wire
+from agentd.host.handle import HostDoor, HostHandle
+from agentd.procs import tree
+from agentd.procs.identity import boot_id
+from agentd.procs.spawn import SpawnError
+
+LEFTOVER_GRACE_S = 2.0
+"""What a lost host left behind gets between SIGTERM and SIGKILL."""
+KILL_PATIENCE_S = tree.KILL_BOUND_S + 1.0
+"""A host that is still there this long after SIGKILL counts as dead and unkillable."""
+KEPT_LOGS = 20_000
+"""Log folders that are remembered; the oldest rounds are forgotten first."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facilities:
+    """What all supervisors of a node share."""
+
+    journal: Journal
+    door: HostDoor
+    state_dir: str
+    disk: Executor
+    """For what may hang with a disk."""
+    sweeps: Executor
+    """For sweeps, which take seconds when something does not want to die."""
+
+
+class Supervisor:
+    """Takes care of one worker group from its admission to its end."""
+
+    def __init__(
+        self, spec: wire.HostSpec, member: Member, facilities: Facilities, changed: Callable[[], object]
+    ) -> None:
+        """`spec` has no token yet: each host gets its own."""
+        self._spec = spec
+        self._member = member
+        self._shared = facilities
+        self._changed = changed
+        self._dir = layout.group_dir(facilities.state_dir, spec.run_id, spec.incarnation, spec.role)
+        self._state = GroupState(
+            role=spec.role, local_world_size=spec.local_world_size, stop_grace=spec.stop_grace_s
+        )
+        self._status = self._state.as_status()
+        self._events: deque[ev.GroupEvent] = deque()
+        self._wake = asyncio.Event()
+        self._handle: HostHandle | None = None
+        self._token = ""
+        self._logs: deque[WorkerLog] = deque(maxlen=KEPT_LOGS)
+        self._background: set[asyncio.Task[None]] = set()
+        self._task = asyncio.get_running_loop().create_task(self._live(), name=f"group {self._dir}")
+        self.ended = asyncio.Event()
+
+    @property
+    def role(self) -> str:
+        """The group's role."""
+        return self._spec.role
+
+    @property
+    def status(self) -> GroupStatus:
+        """The newest snapshot."""
+        return self._status
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it left processes that nothing can kill."""
+        return bool(self._state.unkillable)
+
+    def worker_logs(self) -> tuple[WorkerLog, ...]:
+        """The log folders of all its workers, oldest first."""
+        return tuple(self._logs)
+
+    def row(self) -> GroupRow:
+        """The group for the journal."""
+        identity = self._handle.identity if self._handle else None
+        return GroupRow(
+            run_id=self._spec.run_id,
+            incarnation=self._spec.incarnation,
+            role=self._spec.role,
+            phase=self._state.phase,
+            round=self._state.round,
+            token=self._token,
+            host_pid=identity.pid if identity else 0,
+            host_start_time=identity.start_time if identity else 0,
+            boot_id=boot_id(),
+            directory=self._dir,
+            reason=self._state.reason,
+        )
+
+    def post(self, event: ev.GroupEvent) -> None:
+        """Take note of something that happened. Never blocks."""
+        self._events.append(event)
+        self._wake.set()
+
+    def signal(self, signum: int, ranks: Sequence[int]) -> tuple[int, ...]:
+        """Send a signal to running workers by global rank, all if none is named; answers who gets it."""
+        wanted = tuple(
+            worker.rank
+            for worker in self._status.workers
+            if WorkerState.is_running(worker.state) and (not ranks or worker.rank in ranks)
+        )
+        if wanted and self._handle is not None:
+            self._handle.send(wire.SignalWorkers(signal=signum, ranks=wanted))
+        return wanted
+
+    def kill_host(self) -> None:
+        """End the host at once, and its workers with it."""
+        if self._handle is not None:
+            self._handle.kill()
+
+    async def close(self) -> None:
+        """Watch over nothing any more. Ends nothing: that is `Finish`."""
+        tasks = {self._task, *self._background}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    # What the host says.
+
+    def on_host_frame(self, frame: wire.ReportFrame) -> None:
+        """One report of the host becomes one event."""
+        match frame:
+            case wire.Ready():
+                self.post(ev.HostReady(frame.master_port))
+            case wire.Started():
+                workers = tuple(self._worker(worker) for worker in frame.workers)
+                self.post(ev.WorkersStarted(frame.round, workers))
+            case wire.Exited():
+                self.post(
+                    ev.WorkerExited(
+                        frame.round, frame.local_rank, frame.exit_code, frame.signal, frame.torn_down
+                    )
+                )
+            case wire.Failed():
+                self.post(self._failure_event(frame))
+            case wire.Done():
+                self.post(ev.WorkersDone(frame.round))
+            case wire.Unkillable():
+                self.post(ev.WorkersUnkillable(_stuck_sentence(frame.pids, frame.wait_channels)))
+            case wire.Ended():
+                self.post(ev.HostEnding(frame.reason))
+
+    def on_host_exit(self, reason: str) -> None:
+        """The host process is gone."""
+        self.post(ev.HostDied(reason))
+
+    def _worker(self, worker: wire.StartedWorker) -> WorkerStatus:
+        return WorkerStatus(
+            role=self.role,
+            rank=worker.rank,
+            local_rank=worker.local_rank,
+            role_rank=worker.role_rank,
+            pid=worker.pid,
+            state=WorkerState.HEALTHY,
+            started_at=worker.started_at,
+            log_dir=worker.log_dir,
+        )
+
+    def _failure_event(self, frame: wire.Failed) -> ev.WorkersFailed:
+        failures = tuple(
+            Failure(
+                node_id=self._spec.node_id,
+                role=self.role,
+                round=frame.round,
+                rank=worker.rank,
+                local_rank=worker.local_rank,
+                pid=worker.pid,
+                exit_code=worker.exit_code,
+                signal=worker.signal,
+                message=worker.message,
+                stderr_tail=worker.stderr_tail,
+                time=worker.time,
+                error_file=worker.error_file,
+                log_dir=worker.log_dir,
+            )
+            for worker in frame.failures
+        )
+        ages = tuple(worker.age_s for worker in frame.failures)
+        return ev.WorkersFailed(frame.round, failures, ages, frame.reason)
+
+    # The life of the group.
+
+    async def _live(self) -> None:
+        try:
+            while self._state.phase not in TERMINAL:
+                event = await self._next_event()
+                before = self._state
+                self._state, effects = step(before, event, time.monotonic())
+                await self._note(event, before)
+                for effect in effects:
+                    await self._carry_out(effect)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the group must end visibly
+            # A fault of ours must not leave workers that nobody watches, or a run that never ends.
+            _log.exception("the supervisor of a group failed", extra=self._facts())
+            self.kill_host()
+            self._member.leave(self.role, "its agentd failed")
+            self._state = replace(self._state, phase=Phase.LOST, reason=f"agentd failed: {error}")
+            self._status = self._state.as_status()
+        self.ended.set()
+        self._changed()
+
+    async def _next_event(self) -> ev.GroupEvent:
+        while not self._events:
+            self._wake.clear()
+            overdue_at = self._state.overdue_at
+            timeout = None if overdue_at is None else max(0.0, overdue_at - time.monotonic())
+            try:
+                await asyncio.wait_for(self._wake.wait(), timeout)
+            except asyncio.TimeoutError:
+                return ev.Tick()
+        return self._events.popleft()
+
+    async def _note(self, event: ev.GroupEvent, before: GroupState) -> None:
+        """Journal and publish what the event changed; effects come after."""
+        state = self._state
+        if state is before and not isinstance(event, ev.HostSpawned):
+            return
+        moved = state.phase is not before.phase
+        if moved or state.round != before.round or isinstance(event, ev.HostSpawned | ev.Begin):
+            await self._shared.journal.write(self.row(), *([self._history(event)] if moved else []))
+        if moved:
+            _log.info("group is %s", state.phase, extra=self._facts())
+        if isinstance(event, ev.WorkersStarted):
+            self._remember_logs(event)
+        self._status = state.as_status()
+        self._changed()
+        if isinstance(event, ev.HostSpawned) and self._handle is not None:
+            # Only now: a host that nobody could find again must not start anything.
+            self._handle.admit()
+
+    async def _carry_out(self, effect: ev.Effect) -> None:
+        match effect:
+            case ev.StartHost():
+                await self._start_host()
+            case ev.SendPlacement(placement):
+                self._tell(wire.Assigned(**{name: getattr(placement, name) for name in _PLACE}))
+            case ev.SendStopRound(round_, reason):
+                self._tell(wire.StopRound(round=round_, reason=reason))
+            case ev.SendFinish(phase, reason, grace):
+                self._tell(wire.FinishHost(state=phase.value, reason=reason, grace_s=grace))
+            case ev.Sweep():
+                self._in_background(self._sweep())
+            case ev.HubReady(port):
+                self._member.ready(self.role, self._spec.local_world_size, port)
+            case ev.HubGone(round_, port, unkillable):
+                self._member.gone(self.role, round_, port, unkillable)
+            case ev.HubFailed(round_, failures, ages, reason):
+                pairs = list(zip(failures, ages, strict=True))
+                self._member.failed(self.role, round_, pairs, reason)
+            case ev.HubDone(round_):
+                self._member.done(self.role, round_)
+            case ev.HubLeave(reason):
+                self._member.leave(self.role, reason)
+
+    async def _start_host(self) -> None:
+        self._token = secrets.token_hex(16)
+        spec = replace(self._spec, token=self._token)
+        try:
+            await asyncio.get_running_loop().run_in_executor(
+                self._shared.disk, layout.prepare, spec, self._dir
+            )
+            self._handle = await self._shared.door.start_host(spec, self._dir, self)
+        except (SpawnError, OSError) as error:
+            self.post(ev.HostDied(str(error)))
+            return
+        identity = self._handle.identity
+        assert identity is not None
+        self.post(ev.HostSpawned(identity.pid))
+
+    def _tell(self, frame: wire.AgentFrame) -> None:
+        if self._handle is not None:
+            self._handle.send(frame)
+
+    async def _sweep(self) -> None:
+        """End the host if it lives; its exit asks for another sweep. Else end what it left."""
+        if self._handle is not None and not self._handle.over:
+            self._handle.kill()
+            await asyncio.sleep(KILL_PATIENCE_S)
+            if self._handle is not None and not self._handle.over:
+                self._handle.abandon()
+                self.post(ev.HostDied("it cannot be killed"))
+            return
+        ending = self._state.ending
+        left_s = LEFTOVER_GRACE_S if ending is None else ending.kill_at - time.monotonic()
+        grace_s = min(LEFTOVER_GRACE_S, max(0.0, left_s))
+        marks = tree.Marks(token=self._token)
+        stuck = await asyncio.get_running_loop().run_in_executor(
+            self._shared.sweeps, lambda: tree.sweep(marks, grace_s=grace_s)
+        )
+        self._handle = None
+        left = _stuck_sentence([each.pid for each in stuck], [each.wait_channel for each in stuck])
+        self.post(ev.Swept(left if stuck else ""))
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _remember_logs(self, event: ev.WorkersStarted) -> None:
+        self._logs.extend(
+            WorkerLog(
+                role=worker.role,
+                round=event.round,
+                local_rank=worker.local_rank,
+                rank=worker.rank,
+                directory=worker.log_dir,
+            )
+            for worker in event.workers
+        )
+
+    def _history(self, event: ev.GroupEvent) -> EventRow:
+        return EventRow(
+            time=time.time(),
+            run_id=self._spec.run_id,
+            incarnation=self._spec.incarnation,
+            role=self.role,
+            event=type(event).__name__,
+            phase=self._state.phase,
+            detail=self._state.reason,
+        )
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "run_id": self._spec.run_id,
+            "incarnation": self._spec.incarnation,
+            "role": self.role,
+            "phase": self._state.phase.value,
+            "round": self._state.round,
+            "reason": self._state.reason,
+        }
+
+
+_PLACE = tuple(ev.Placement.__dataclass_fields__)
+
+
+def _stuck_sentence(pids: Sequence[int], channels: Sequence[str]) -> str:
+    pairs = itertools.zip_longest(pids, channels[: len(pids)], fillvalue="")
+    named = ", ".join(f"{pid} ({channel or 'where is unknown'})" for pid, channel in pairs)
+    return f"SIGKILL did not end {named}"
