@@ -1,7 +1,8 @@
 """Start a program: own session, clean signals, no stray descriptors, dead when its parent dies.
 
-A process with one thread forks, which leaves room to set the link to the parent; one with threads lets
-`deathlink.py` set it, because between fork and exec of such a process no Python may run.
+A process with one thread forks, which leaves room to set the link to the parent and the signals; one with
+threads lets `deathlink.py` do it, because between fork and exec of such a process no Python may run. Where
+there is nothing to set, neither is needed.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from agentd.procs import prctl
 from agentd.procs.identity import ProcessIdentity, identify
 
 DEATHLINK = str(Path(__file__).with_name("deathlink.py"))
 LINK_TIMEOUT_S = 30.0
+RESET_BY_SUBPROCESS = {signal.SIGPIPE, signal.SIGXFSZ}
+
+Starter: TypeAlias = "Callable[[str, Sequence[str], int, dict[str, Any]], subprocess.Popen[bytes]]"
 
 
 class SpawnError(OSError):
@@ -79,7 +83,7 @@ def spawn(
     The link follows the calling thread: with its end the child gets `parent_death_signal`.
     """
     program = find_program(argv[0], env)
-    start = _start_forked if _has_one_thread() else _start_linked
+    start = _starter(parent_death_signal)
     try:
         with open(os.devnull, "rb") as empty:
             options = {
@@ -110,8 +114,25 @@ def find_program(name: str, env: Mapping[str, str]) -> str:
     return found
 
 
-def _has_one_thread() -> bool:
-    return len(os.listdir("/proc/self/task")) == 1
+def _starter(death_signal: int | None) -> Starter:
+    if not death_signal and not _ignored_signals() and not signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        return _start_plain
+    return _start_forked if len(os.listdir("/proc/self/task")) == 1 else _start_linked
+
+
+def _ignored_signals() -> list[int]:
+    """Those a child would go on ignoring; `subprocess` itself resets the ones Python ignores."""
+    return [
+        number
+        for number in signal.valid_signals() - RESET_BY_SUBPROCESS
+        if signal.getsignal(number) is signal.SIG_IGN
+    ]
+
+
+def _start_plain(
+    program: str, argv: Sequence[str], _death_signal: int, options: dict[str, Any]
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(list(argv), executable=program, **options)
 
 
 def _start_forked(
@@ -119,7 +140,7 @@ def _start_forked(
 ) -> subprocess.Popen[bytes]:
     prctl.load()
     parent = os.getpid()
-    ignored = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
+    ignored = _ignored_signals()
 
     def prepare() -> None:
         if death_signal:

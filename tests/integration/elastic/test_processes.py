@@ -17,6 +17,7 @@ import pytest
 from agentd.elastic import RunResult, SignalException, WorkerState
 from agentd.elastic.agent.server import SimpleElasticAgent
 from agentd.procs.procfs import processes, read_environ
+from agentd.procs.spawn import spawn
 from tests.integration.elastic.rig import PlainRendezvous, Rig
 
 Runner = Callable[[SimpleElasticAgent], RunResult]
@@ -64,6 +65,20 @@ def test_workers_have_default_signals_whatever_the_agent_ignores(rig: Rig, run: 
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
         signal.signal(signal.SIGUSR2, former)
     assert {line.split()[1] for line in rig.log(1, 0).splitlines()} == {"0" * 16}
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_child_without_a_link_has_default_signals_too(tmp_path: Path, ignored: bool) -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    out = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+    try:
+        argv = ["grep", "^Sig[BI]", "/proc/self/status"]
+        child = spawn(argv, env=os.environ, stdout_fd=out, parent_death_signal=None)
+        assert child.popen.wait() == 0
+    finally:
+        os.close(out)
+        signal.signal(signal.SIGHUP, former)
+    assert {line.split()[1] for line in (tmp_path / "out").read_text().splitlines()} == {"0" * 16}
 
 
 def test_each_worker_leads_a_session_of_its_own(rig: Rig, run: Runner) -> None:
