@@ -12,51 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from agentd.api.states import TERMINAL as TERMINAL
+from agentd.api.states import Phase as Phase
+from agentd.api.states import WorkerState as WorkerState
+
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 """Run ids and role names: they become folder names, so nothing in them may walk a path."""
-
-
-class Phase(str, enum.Enum):
-    """Where a worker group, a node's part or a whole run is in its life."""
-
-    PENDING = "pending"
-    RENDEZVOUS = "rendezvous"
-    WAITING = "waiting"
-    RUNNING = "running"
-    RESTARTING = "restarting"
-    STOPPING = "stopping"
-    DONE = "done"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    STOPPED = "stopped"
-    LOST = "lost"
-
-    def __str__(self) -> str:
-        return self.value
-
-
-TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED, Phase.LOST})
-"""Phases that are never left."""
-
-
-class WorkerState(str, enum.Enum):
-    """torch's `WorkerState`: the state of a worker, or of a group of them."""
-
-    UNKNOWN = "UNKNOWN"
-    INIT = "INIT"
-    HEALTHY = "HEALTHY"
-    UNHEALTHY = "UNHEALTHY"
-    STOPPED = "STOPPED"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-
-    def __str__(self) -> str:
-        return self.value
-
-    @staticmethod
-    def is_running(state: WorkerState) -> bool:
-        """Whether processes exist in this state."""
-        return state in (WorkerState.HEALTHY, WorkerState.UNHEALTHY)
 
 
 class EntrypointKind(str, enum.Enum):

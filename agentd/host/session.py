@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from agentd.api.types import Phase
+from agentd.api.states import Phase
 from agentd.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from agentd.elastic.agent.server.spec import WorkerSpec
 from agentd.elastic.multiprocessing import RoundLogsSpecs, SignalException

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from agentd.api.types import WorkerState
+from agentd.api.states import WorkerState
 from agentd.elastic.agent.server import ranks
 from agentd.elastic.agent.server.spec import RunResult, Worker, WorkerGroup, WorkerSpec
 from agentd.elastic.agent.server.stopping import (

@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from agentd.api.types import WorkerState
+from agentd.api.states import WorkerState
 from agentd.elastic.agent.server.api import RunResult, SimpleElasticAgent, WorkerGroup, WorkerSpec
 from agentd.elastic.agent.server.stopping import StopRequest
 from agentd.elastic.agent.server.worker_env import with_macros, worker_env

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentd.api.types import WorkerState
+from agentd.api.states import WorkerState
 from agentd.elastic.multiprocessing.errors import ProcessFailure
 from agentd.elastic.rendezvous.api import RendezvousHandler
 from agentd.elastic.utils.store import Store
