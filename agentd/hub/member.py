@@ -1,0 +1,379 @@
+"""A node's session with the hub of a run: says what its members do, hears what they are to do.
+
+It outlives streams. When one breaks it dials again, tells the hub what its members have, and repeats what was
+not answered. Running workers need no hub; how long a member that needs one waits is `hub_timeout`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from agentd.api.errors import AgentError, Code, HubUnreachable, Unreachable
+from agentd.api.types import Failure, RunSpec, RunStatus
+from agentd.core import defaults
+from agentd.hub.links import HubLink, HubStream
+from agentd.hub.memberbook import MemberBook
+from agentd.hub.messages import (
+    Assignment,
+    HubLeaving,
+    HubMessage,
+    MemberMessage,
+    MemberWaiting,
+    NodeMessage,
+    RunFinished,
+    RunView,
+    SessionHeartbeat,
+    SessionHello,
+    SessionWelcome,
+    StopRound,
+)
+from agentd.hub.observer import OwnTime
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 5.0
+FIRST_BACKOFF = 0.1
+LAST_BACKOFF = 2.0
+FAREWELL_WAIT = 2.0
+"""Longest `close` waits until what was said has left."""
+
+_FINAL = frozenset(
+    {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED}
+)
+"""Refusals that another try does not change."""
+
+
+class MemberListener(Protocol):
+    """Whoever owns the node's worker groups of the run. Called on the event loop; must not block."""
+
+    def on_welcome(self, spec: RunSpec) -> None:
+        """The hub took the session for the first time."""
+
+    def on_assignment(self, role: str, assignment: Assignment) -> None:
+        """The member has a place in a round; answer with its workers, or with `failed`."""
+
+    def on_stop_round(self, round_: int, reason: str) -> None:
+        """Stop what runs of the round; `gone` (or `ready`) answers for each member that took part."""
+
+    def on_waiting(self, role: str, reason: str) -> None:
+        """The member is a spare for now."""
+
+    def on_finished(self, finished: RunFinished) -> None:
+        """The run is over: stop what runs. Comes again when the grace was shortened."""
+
+    def on_view(self, status: RunStatus) -> None:
+        """The run as a whole has changed; the last one after `on_finished` has the final phase."""
+
+    def on_hub_lost(self, since: float, problem: str) -> None:
+        """The stream broke at this wall-clock time. Nothing needs to stop."""
+
+    def on_hub_found(self) -> None:
+        """It is there again."""
+
+    def on_hub_timeout(self, error: HubUnreachable) -> None:
+        """A member has needed the hub for too long. The session is over."""
+
+    def on_refused(self, error: AgentError) -> None:
+        """The hub does not take this node. The session is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeIdentity:
+    """Who this node is in its hellos."""
+
+    node_id: str
+    agent_uid: str
+    address: str = ""
+    node_name: str = ""
+    version: str = ""
+
+
+class MemberSession:
+    """All members of this node in one run. Methods are for the event loop's thread and never wait."""
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        incarnation: int,
+        identity: NodeIdentity,
+        link: HubLink,
+        listener: MemberListener,
+        next_epoch: Callable[[], int],
+        reattach_window: float = defaults.LEASE,
+        hub_timeout: float = defaults.HUB_TIMEOUT,
+    ) -> None:
+        self._run_id = run_id
+        self._incarnation = incarnation
+        self._identity = identity
+        self._link = link
+        self._listener = listener
+        self._next_epoch = next_epoch
+        self._reattach_window = reattach_window
+        self._hub_timeout = hub_timeout
+        self._book = MemberBook()
+        self._heartbeat = defaults.HEARTBEAT
+        self._lease = defaults.LEASE
+        self._outbox: deque[NodeMessage] = deque()
+        self._to_say = asyncio.Event()
+        self._connected = False
+        self._welcomed = False
+        self._lost = False
+        self._finished = False
+        self._closing = False
+        self._needed_since: float | None = None
+        self._backoff = FIRST_BACKOFF
+        self._task: asyncio.Task[None] | None = None
+
+    # --- what the node says -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to dial. What is said before is kept."""
+        if self._task is None and not self._closing:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def ready(self, role: str, local_world_size: int, master_port: int) -> None:
+        """None of the member's workers run; it wants a place, and holds a port for rank 0."""
+        self._say(self._book.ready(role, local_world_size, master_port))
+
+    def gone(self, role: str, round_: int, master_port: int, unkillable: str = "") -> None:
+        """Nothing of the round runs here. Port 0: the member wants no other place."""
+        self._say(self._book.gone(role, round_, master_port, unkillable))
+
+    def failed(
+        self, role: str, round_: int, failures: Sequence[tuple[Failure, float]], reason: str = ""
+    ) -> None:
+        """Workers failed (each with its age in seconds now), or the group itself cannot go on."""
+        self._say(self._book.failed(role, round_, failures, reason, _now()))
+
+    def done(self, role: str, round_: int) -> None:
+        """All workers of the member succeeded."""
+        self._say(self._book.done(role, round_))
+
+    def leave(self, role: str, reason: str = "") -> None:
+        """The member leaves the run. Say `gone`, or close, once nothing of it runs: others wait for it."""
+        self._say(self._book.leave(role, reason))
+
+    async def close(self) -> None:
+        """End the session, after what was said has left or a short while. Nothing of the run may run here."""
+        self._closing = True
+        task, self._task = self._task, None
+        if task is None:
+            return
+        if self._connected:
+            self._to_say.set()
+            await asyncio.wait([task], timeout=FAREWELL_WAIT)
+        task.cancel()
+        await asyncio.wait([task])
+
+    async def wait_over(self) -> None:
+        """Return once the session is over: the run ended and its last word was heard, or it was refused."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    @property
+    def connected(self) -> bool:
+        """Whether the hub has taken the stream that is open now."""
+        return self._connected
+
+    def _say(self, message: MemberMessage | None) -> None:
+        if message is not None and self._connected:
+            self._put(message)
+
+    def _put(self, message: NodeMessage) -> None:
+        self._outbox.append(message)
+        self._to_say.set()
+
+    # --- streams ----------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._one_stream()
+                problem = "the hub ended the stream"
+            except StopAsyncIteration:
+                problem = "the hub ended the stream without a word"
+            except asyncio.TimeoutError:
+                problem = "no answer in time"
+            except AgentError as error:
+                problem = str(error)
+                if error.code in _FINAL and not self._over():
+                    self._refused(error)
+                    return
+            if self._over():
+                return
+            self._stream_lost(problem)
+            if self._waited_too_long(problem):
+                return
+            # Many nodes lose one hub together: they shall not come back together.
+            await asyncio.sleep(self._backoff * random.uniform(0.5, 1.0))
+            self._backoff = min(self._backoff * 2, LAST_BACKOFF)
+
+    def _over(self) -> bool:
+        return self._finished or self._closing
+
+    async def _one_stream(self) -> None:
+        hello = SessionHello(
+            run_id=self._run_id,
+            incarnation=self._incarnation,
+            node_id=self._identity.node_id,
+            agent_uid=self._identity.agent_uid,
+            session_epoch=self._next_epoch(),
+            address=self._identity.address,
+            node_name=self._identity.node_name,
+            members=self._book.states(),
+            reattach_window=self._reattach_window,
+            version=self._identity.version,
+        )
+        stream = await asyncio.wait_for(self._link.connect(hello), CONNECT_TIMEOUT)
+        try:
+            await self._welcome(await asyncio.wait_for(stream.__anext__(), CONNECT_TIMEOUT))
+            await self._talk(stream)
+        finally:
+            self._connected = False
+            await stream.close()
+
+    async def _welcome(self, first: HubMessage) -> None:
+        if not isinstance(first, SessionWelcome):
+            self._hear(first)
+            return
+        self._heartbeat, self._lease = first.heartbeat, first.lease
+        self._connected = True
+        self._backoff = FIRST_BACKOFF
+        self._needed_since = None
+        self._outbox.clear()
+        for message in self._book.unanswered(_now()):
+            self._put(message)
+        if not self._welcomed:
+            self._welcomed = True
+            self._tell(self._listener.on_welcome, first.spec)
+        if self._lost:
+            self._lost = False
+            self._tell(self._listener.on_hub_found)
+
+    async def _talk(self, stream: HubStream) -> None:
+        """Speak, listen and count the hub's silence, until one of the three is over."""
+        loop = asyncio.get_running_loop()
+        ear = _Ear(_now(), self._heartbeat)
+        doing = [
+            loop.create_task(self._listen(stream, ear)),
+            loop.create_task(self._speak(stream)),
+            loop.create_task(self._keep_alive(ear)),
+        ]
+        try:
+            done, _ = await asyncio.wait(doing, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in doing:
+                task.cancel()
+            await asyncio.wait(doing)
+            self._outbox.clear()
+        for task in done:
+            task.result()
+
+    async def _listen(self, stream: HubStream, ear: _Ear) -> None:
+        async for message in stream:
+            ear.heard(_now())
+            if isinstance(message, HubLeaving):
+                raise Unreachable(self._link.address, message.reason)
+            self._hear(message)
+
+    async def _speak(self, stream: HubStream) -> None:
+        while True:
+            while self._outbox:
+                await stream.send(self._outbox.popleft())
+            if self._closing:
+                await stream.finish()
+                return
+            self._to_say.clear()
+            await self._to_say.wait()
+
+    async def _keep_alive(self, ear: _Ear) -> None:
+        sequence = 0
+        while ear.silence(_now()) <= self._lease:
+            sequence += 1
+            self._put(SessionHeartbeat(sequence=sequence))
+            await asyncio.sleep(self._heartbeat)
+        raise Unreachable(self._link.address, f"no answer for {self._lease:g} s")
+
+    def _hear(self, message: HubMessage) -> None:
+        match message:
+            case Assignment():
+                if self._book.assigned(message):
+                    self._tell(self._listener.on_assignment, message.role, message)
+            case StopRound(round=round_, reason=reason):
+                answers, act = self._book.stop(message)
+                for answer in answers:
+                    self._say(answer)
+                if act:
+                    self._tell(self._listener.on_stop_round, round_, reason)
+            case MemberWaiting(role=role, reason=reason):
+                self._tell(self._listener.on_waiting, role, reason)
+            case RunFinished():
+                self._finished = True
+                self._book.finish()
+                self._tell(self._listener.on_finished, message)
+            case RunView(status=status):
+                self._tell(self._listener.on_view, status)
+
+    # --- a hub that is not there --------------------------------------------------------------------------
+
+    def _stream_lost(self, problem: str) -> None:
+        if not self._lost:
+            self._lost = True
+            log.warning("hub lost", extra={**self._who(), "problem": problem})
+            self._tell(self._listener.on_hub_lost, time.time(), problem)
+
+    def _waited_too_long(self, problem: str) -> bool:
+        now = _now()
+        if not self._book.needs_hub:
+            self._needed_since = None
+            return False
+        if self._needed_since is None:
+            self._needed_since = now
+        waited = now - self._needed_since
+        if waited < self._hub_timeout:
+            return False
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - waited))
+        self._tell(self._listener.on_hub_timeout, HubUnreachable(self._link.address, since, problem))
+        return True
+
+    def _refused(self, error: AgentError) -> None:
+        log.warning("hub refused the node", extra={**self._who(), "problem": str(error)})
+        self._tell(self._listener.on_refused, error)
+
+    def _tell(self, callback: Callable[..., None], *facts: object) -> None:
+        try:
+            callback(*facts)
+        except Exception:
+            # A fault of the listener must not cost the node its session.
+            log.exception("listener failed", extra=self._who())
+
+    def _who(self) -> dict[str, object]:
+        return {"run_id": self._run_id, "incarnation": self._incarnation, "hub": self._link.address}
+
+
+class _Ear:
+    """How long the hub has been silent while this process listened."""
+
+    def __init__(self, now: float, heartbeat: float) -> None:
+        self._own = OwnTime(now, step=2 * heartbeat)
+        self._heard_at = self._own.at(now)
+
+    def heard(self, now: float) -> None:
+        self._heard_at = self._own.at(now)
+
+    def silence(self, now: float) -> float:
+        """Called at each heartbeat. After a gap of our own nobody is judged."""
+        on_time = self._own.tick(now)
+        return self._own.at(now) - self._heard_at if on_time else 0.0
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,263 @@
+"""One run at its hub: carries events into the core and its effects out, in order, journal before words.
+
+Steps are taken at once as events come; only effects wait, behind the row that must be written first. A
+heartbeat touches neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from agentd.api.errors import StaleSession
+from agentd.api.types import TERMINAL, RunStatus
+from agentd.hub import core
+from agentd.hub.messages import HubLeaving, MemberFailed, MemberMessage, RunView, SessionHello
+from agentd.hub.plan import RunPlan
+from agentd.hub.session import HubSession
+from agentd.hub.state import (
+    Attached,
+    Beat,
+    CloseSession,
+    Effect,
+    Ended,
+    Event,
+    HubRecord,
+    Journal,
+    NodeSilent,
+    Received,
+    Send,
+    StreamEnded,
+    Terminated,
+    Tick,
+)
+from agentd.hub.view import compact, run_phase, run_status
+
+log = logging.getLogger(__name__)
+
+JOURNAL_WAIT = 1.0
+"""Longest an effect waits for its row."""
+
+VIEW_INTERVAL = 0.1
+VIEW_COST = 0.001
+"""Seconds between two views for each session, so that pushing them never takes more than part of a core."""
+
+OVERDUE_BEATS = 2.0
+"""Heartbeats a node may lack before a failure of its round is suspected to be its doing."""
+
+
+class HubJournal(Protocol):
+    """Where a hub's promises are kept."""
+
+    async def hub_announced(self, run_id: str, incarnation: int, record: HubRecord) -> None:
+        """Return when the record is safe, or soon in any case."""
+
+
+class HubRun:
+    """A live or just ended run. All methods are for the event loop's thread."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        journal: HubJournal,
+        own_time: Callable[[], float],
+        on_end: Callable[[HubRun], None],
+        record: HubRecord | None = None,
+    ) -> None:
+        self.plan = plan
+        self._journal = journal
+        self._own_time = own_time
+        self._on_end = on_end
+        self._state = core.begin(plan, own_time(), record)
+        self._due = core.due(self._state)
+        self._sessions: dict[str, HubSession] = {}
+        self._outbox: deque[Effect] = deque()
+        self._writing: asyncio.Task[None] | None = None
+        self._revision = 1
+        self._status: RunStatus | None = None
+        self._finished_at = 0.0
+        self._shown: RunStatus | None = None
+        self._show_again: asyncio.TimerHandle | None = None
+        self._shown_at = float("-inf")
+        self._closed = False
+
+    # --- what the hub asks ------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Whether the outcome is final and nobody runs."""
+        return self._state.beat is Beat.ENDED
+
+    def status(self) -> RunStatus:
+        """The run as a whole, built once for each change."""
+        if self._status is None:
+            self._status = run_status(self._state, revision=self._revision, finished_at=self._finished_at)
+        return self._status
+
+    def join_deadline(self) -> float:
+        """Wall-clock time at which the open round gives up; 0 if it does not wait for members."""
+        state = self._state
+        waits = state.beat is Beat.FORMING and len(state.waiting) < self.plan.min_members
+        if not waits or state.join_deadline is None:
+            return 0.0
+        return time.time() + state.join_deadline - self._own_time()
+
+    def open(self, hello: SessionHello) -> HubSession:
+        """Take a node's session, or raise why not. A newer session ends the older one of its node."""
+        problem = core.refusal(self._state, hello)
+        if problem is not None:
+            raise problem
+        older = self._sessions.get(hello.node_id)
+        if older is not None:
+            older.end(StaleSession(hello.node_id))
+        session = HubSession(self, hello, self.plan.roles, self._own_time)
+        self._sessions[hello.node_id] = session
+        self.post(Attached(hello))
+        if self._shown is not None:
+            session.tell(RunView(status=self._shown))
+        return session
+
+    def terminate(self, grace: float | None, reason: str) -> None:
+        """End the run everywhere; asked again, it may only shorten the grace."""
+        self.post(Terminated(grace, reason))
+
+    def tick(self, lease_judged: bool) -> None:
+        """Let the core see the time, and judge who is silent if this process was not held up itself."""
+        if not lease_judged or self.ended:
+            return
+        now = self._own_time()
+        for session in [s for s in self._sessions.values() if now - s.heard_at > self.plan.lease]:
+            self.post(NodeSilent(session.node_id, session.epoch))
+        if self._due is not None and now >= self._due:
+            self.post(Tick())
+
+    def close(self, reason: str) -> None:
+        """The hub goes away: members are told to come back in a moment."""
+        self._closed = True
+        if self._show_again is not None:
+            self._show_again.cancel()
+        for session in self._sessions.values():
+            session.tell(HubLeaving(reason=reason))
+            session.end()
+        self._sessions.clear()
+
+    async def wait_written(self) -> None:
+        """Return once nothing waits for the journal."""
+        while self._writing is not None:
+            await asyncio.wait([self._writing])
+
+    # --- what sessions say ------------------------------------------------------------------------------
+
+    def heard(self, session: HubSession, message: MemberMessage) -> None:
+        """A node's session said something of a member."""
+        self.post(Received(session.node_id, session.epoch, message, self._overdue(message)))
+
+    def stream_over(self, session: HubSession) -> None:
+        """A stream is over."""
+        if self._sessions.get(session.node_id) is session:
+            del self._sessions[session.node_id]
+        self.post(StreamEnded(session.node_id, session.epoch))
+
+    def post(self, event: Event) -> None:
+        """Take a step now; its effects follow those that still wait."""
+        if self._closed:
+            return
+        self._state, effects = core.step(self._state, event, self._own_time())
+        self._due = core.due(self._state)
+        self._outbox.extend(effects)
+        if effects:
+            self._revision += 1
+            self._status = None
+        if self._writing is None:
+            self._drain()
+
+    def _overdue(self, message: MemberMessage) -> frozenset[str]:
+        if not isinstance(message, MemberFailed) or self._state.beat is not Beat.RUNNING:
+            return frozenset()
+        latest = self._own_time() - OVERDUE_BEATS * self.plan.heartbeat
+        return frozenset(s.node_id for s in self._sessions.values() if s.heard_at < latest)
+
+    # --- effects ----------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        while self._outbox:
+            effect = self._outbox.popleft()
+            if isinstance(effect, Journal):
+                self._writing = asyncio.get_running_loop().create_task(self._write(effect.record))
+                return
+            self._do(effect)
+
+    async def _write(self, record: HubRecord) -> None:
+        spec = self.plan.spec
+        try:
+            writing = self._journal.hub_announced(spec.run_id, self.plan.incarnation, record)
+            await asyncio.wait_for(writing, JOURNAL_WAIT)
+        except asyncio.TimeoutError:
+            log.warning("hub record is late", extra={"run_id": spec.run_id, "round": record.round})
+        except Exception:
+            # The round goes on: members that wait for words cost more than a record that lags.
+            log.exception("hub record not written", extra={"run_id": spec.run_id, "round": record.round})
+        self._writing = None
+        self._drain()
+
+    def _do(self, effect: Effect) -> None:
+        if isinstance(effect, Send):
+            session = self._sessions.get(effect.node_id)
+            if session is not None:
+                session.tell(effect.message)
+        elif isinstance(effect, CloseSession):
+            session = self._sessions.get(effect.node_id)
+            if session is not None and session.epoch == effect.epoch:
+                del self._sessions[effect.node_id]
+                session.end()
+        elif isinstance(effect, Ended):
+            self._finish()
+        else:
+            self._show()
+
+    def _finish(self) -> None:
+        self._finished_at = self._finished_at or time.time()
+        self._status = None
+        status = self.status()
+        self._push(compact(status))
+        for session in self._sessions.values():
+            session.end()
+        self._sessions.clear()
+        log.info(
+            "run ended",
+            extra={"run_id": status.run_id, "phase": str(status.phase), "reason": status.reason},
+        )
+        self._on_end(self)
+
+    def _show(self) -> None:
+        """Push a view if it says something new, not more often than its cost allows."""
+        if self._show_again is not None or self._closed or run_phase(self._state) in TERMINAL:
+            return
+        loop = asyncio.get_running_loop()
+        wait = self._shown_at + max(VIEW_INTERVAL, VIEW_COST * len(self._sessions)) - loop.time()
+        if wait > 0:
+            self._show_again = loop.call_later(wait, self._show_late)
+            return
+        self._shown_at = loop.time()
+        self._push(compact(self.status()))
+
+    def _show_late(self) -> None:
+        self._show_again = None
+        self._show()
+
+    def _push(self, view: RunStatus) -> None:
+        if self._shown is not None and _same(view, self._shown):
+            return
+        self._shown = view
+        message = RunView(status=view)
+        for session in self._sessions.values():
+            session.tell(message)
+
+
+def _same(one: RunStatus, other: RunStatus) -> bool:
+    return replace(one, revision=0) == replace(other, revision=0)
