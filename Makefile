@@ -14,7 +14,7 @@ PYTEST    = $(BIN)/python -m pytest $(ARGS)
 PARALLEL  = -n $(WORKERS) --dist worksteal
 STAGE     = $(BIN)/python tools/stage.py
 
-.PHONY: help venv proto gates unit integration e2e test demo bench soak test-deps clean
+.PHONY: help compiled venv proto gates unit integration e2e test demo bench soak test-deps clean
 
 help:  ## show what can be made
 	@echo "agentd: make <target>   (PYTHON=python3.12 picks an interpreter, ARGS='-k name' reaches pytest)"
@@ -38,25 +38,29 @@ gates: venv  ## format, lint, types, import contracts, fresh stubs, proto lint
 	@$(STAGE) "fresh stubs" -- $(BIN)/python tools/protogen.py --check
 	@$(STAGE) "buf lint" -- $(BIN)/python tools/buflint.py
 
+# Where Python may not write bytecode (PYTHONDONTWRITEBYTECODE), every process would compile all of it again.
+compiled: venv
+	@$(BIN)/python -m compileall -q agentd client
+
 unit: venv  ## pure tests, seconds
 	@$(STAGE) "unit tests" -- $(PYTEST) $(PARALLEL) tests/unit
 
-integration: venv  ## tests with real processes on this machine
+integration: compiled  ## tests with real processes on this machine
 	@$(STAGE) "integration tests" -- $(PYTEST) $(PARALLEL) tests/integration
 
-e2e: venv  ## whole fleets: daemons, client and command line together
+e2e: compiled  ## whole fleets: daemons, client and command line together
 	@$(STAGE) "end-to-end tests" -- $(PYTEST) $(PARALLEL) tests/e2e
 
-test: gates  ## all gates, then all tests; under ten minutes on two cores
+test: gates compiled  ## all gates, then all tests; under ten minutes on two cores
 	@$(STAGE) "tests" -- $(PYTEST) $(PARALLEL) tests
 
-demo: venv  ## three agentds, a killed worker, its recovery: under a minute
+demo: compiled  ## three agentds, a killed worker, its recovery: under a minute
 	@$(BIN)/python examples/demo.py
 
-bench: venv  ## first figures, beside torchrun's where torch is installed
+bench: compiled  ## first figures, beside torchrun's where torch is installed
 	@$(BIN)/python -m benchmarks
 
-soak: venv  ## the tests that run for minutes
+soak: compiled  ## the tests that run for minutes
 	@$(PYTEST) -m soak --timeout 1800 tests
 
 test-deps: venv  ## what the optional tests need: torch by pip, buf and grpc-js by npm, system packages by apt when root
