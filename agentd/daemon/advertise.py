@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from agentd.api.targets import Target, parse_target
 from agentd.daemon.listen import is_loopback, is_wildcard
@@ -21,18 +20,11 @@ _ROUTE_TIMEOUT = 5.0
 """Seconds the resolver has for a hub's name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Advertised:
-    """What one run is told about this node."""
-
-    address: str
-    """Target of its agentd."""
-    host: str
-    """Where its workers can be reached: MASTER_ADDR if rank 0 is here."""
-
-
 class AdvertisedAddress:
-    """Answers, for each hub, how this node is reached from there."""
+    """Answers, for each hub, how this node is reached from there.
+
+    The host of an answer is where its workers are reached too: MASTER_ADDR, if rank 0 is here.
+    """
 
     def __init__(self, flag: str, bound: Sequence[Target]) -> None:
         self._tcp = tuple(target for target in bound if not target.is_unix)
@@ -42,10 +34,10 @@ class AdvertisedAddress:
     @property
     def default(self) -> str:
         """The address shown where no hub is in question."""
-        return self._at(self._host_without_hub()).address
+        return self._at(self._host_without_hub())
 
-    async def for_hub(self, hub_address: str = "") -> Advertised:
-        """How the members of a run reach this node. An empty `hub_address`: this node is the hub."""
+    async def for_hub(self, hub_address: str = "") -> str:
+        """The target for the members of a run. An empty `hub_address`: this node is the hub."""
         fixed = self._fixed_host()
         if fixed:
             return self._at(fixed)
@@ -70,16 +62,14 @@ class AdvertisedAddress:
     def _loopback_host(self) -> str:
         return next((target.host for target in self._tcp if is_loopback(target.host)), LOOPBACK)
 
-    def _at(self, host: str) -> Advertised:
-        """The target that serves `host`; a Unix socket if nothing else is bound."""
+    def _at(self, host: str) -> str:
         if self._flag and self._flag.port:
-            return Advertised(str(self._flag), host)
-        if self._flag and self._tcp:
-            return Advertised(str(Target(host=host, port=self._tcp[0].port)), host)
-        serving = [t for t in self._tcp if t.host == host] or [t for t in self._tcp if is_wildcard(t.host)]
-        if serving:
-            return Advertised(str(Target(host=host, port=serving[0].port)), host)
-        return Advertised(str((*self._tcp, *self._unix)[0]), host)
+            return str(self._flag)
+        if not self._tcp and host == LOOPBACK:
+            return str(self._unix[0])
+        serving = [t for t in self._tcp if t.host == host or is_wildcard(t.host)] or self._tcp
+        # Without any TCP port only the workers are there.
+        return str(Target(host=host, port=serving[0].port if serving else 0))
 
 
 def local_address_to(host: str, port: int) -> str:

@@ -14,7 +14,7 @@ import queue
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 from agentd.config.model import LogConfig, LogFormat
 
@@ -82,7 +82,7 @@ class _Writer(logging.handlers.QueueListener):
     """Writes what is queued. Its end is not waited for longer than a reader of the stream deserves."""
 
     def stop(self) -> None:
-        thread = self._thread
+        thread, lines = self._thread, cast("queue.Queue[Any]", self.queue)
         while True:
             try:
                 self.enqueue_sentinel()
@@ -90,7 +90,7 @@ class _Writer(logging.handlers.QueueListener):
             except queue.Full:
                 # The word to end is worth more than one line.
                 with contextlib.suppress(queue.Empty):
-                    self.queue.get_nowait()
+                    lines.get_nowait()
         if thread is not None:
             thread.join(WRITE_TIMEOUT)
         self._thread = None

@@ -1,0 +1,97 @@
+"""Puts the parts of a daemon together and takes them apart again, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+
+from agentd.api.errors import JournalUnavailable
+from agentd.api.targets import Target
+from agentd.config import Config
+from agentd.daemon.advertise import AdvertisedAddress
+from agentd.daemon.exits import StateDirUnusable
+from agentd.daemon.health import HealthKeeper
+from agentd.daemon.node import NodeReporter
+from agentd.daemon.rendezvous import NodeRendezvous
+from agentd.groups.journal import Journal
+from agentd.groups.layout import DATABASE
+from agentd.groups.logs import LogReader
+from agentd.groups.registry import Registry
+from agentd.hub.hub import Hub
+from agentd.rpc.agent import AgentServicer
+from agentd.rpc.health import HealthServicer
+from agentd.rpc.health_book import HealthBook
+from agentd.rpc.rendezvous import RendezvousServicer
+from agentd.rpc.server import add_services
+from agentd.rpc.streams import OpenStreams
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the daemon's life needs of them."""
+
+    registry: Registry
+    hub: Hub
+    health: HealthKeeper
+    streams: OpenStreams
+    advertised_address: str
+
+
+@asynccontextmanager
+async def opened(config: Config, bound: Sequence[Target], server: grpc.aio.Server) -> AsyncIterator[Parts]:
+    """Everything behind the server, with its services added to it. Raises `StartFailed`."""
+    async with AsyncExitStack() as stack:
+        journal = await _journal(config, stack)
+        advertised = AdvertisedAddress(config.advertise_addr, bound)
+        hub = Hub(config.node_id, journal, address=advertised.default)
+        registry = Registry(
+            node_id=config.node_id,
+            state_dir=config.state_dir,
+            journal=journal,
+            rendezvous=NodeRendezvous(hub, agent_uid=journal.agent_uid, daemon_starts=journal.daemon_starts),
+            advertise=advertised.for_hub,
+        )
+        await registry.start()
+        stack.push_async_callback(registry.close)
+        logs = LogReader(registry, config.node_id)
+        stack.push_async_callback(logs.close)
+        streams, book = OpenStreams(), HealthBook(registry)
+        registry.on_change(book.run_changed)
+        node = NodeReporter(
+            registry,
+            node_id=config.node_id,
+            agent_uid=journal.agent_uid,
+            state_dir=config.state_dir,
+            listening=bound,
+            advertised_address=advertised.default,
+        )
+        add_services(
+            server,
+            agent=AgentServicer(registry, logs, node, streams),
+            rendezvous=RendezvousServicer(hub),
+            health=HealthServicer(book, streams, config.node_id),
+        )
+        health = HealthKeeper(book, registry)
+        keeping = asyncio.create_task(health.keep())
+        stack.push_async_callback(_cancelled, keeping)
+        yield Parts(registry, hub, health, streams, advertised.default)
+
+
+async def _journal(config: Config, stack: AsyncExitStack) -> Journal:
+    journal = Journal(Path(config.state_dir, DATABASE))
+    try:
+        await journal.start()
+    except JournalUnavailable as error:
+        raise StateDirUnusable(config.state_dir, error.facts["problem"]) from None
+    stack.push_async_callback(journal.close)
+    return journal
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,26 @@
+"""`agentd reap`: ends what a dead agentd left, and says what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agentd.config import Config
+from agentd.daemon.exits import ExitCode
+from agentd.daemon.places import state_dir_locked
+from agentd.groups import reap as leftovers
+
+
+def reap(config: Config, say: Callable[[str], object]) -> ExitCode:
+    """End it while nobody else has the state directory. Raises `StartFailed` if its agentd lives."""
+    with state_dir_locked(config.state_dir):
+        found = leftovers.reap(config.state_dir)
+    for group in found:
+        pids = " ".join(map(str, group.pids))
+        say(f"ended {group.run_id} (incarnation {group.incarnation}), role {group.role}: pids {pids}")
+    stuck = [pid for group in found for pid in group.stuck]
+    if stuck:
+        say(f"could not end pids {' '.join(map(str, stuck))}: SIGKILL did not end them")
+        return ExitCode.LEFTOVERS
+    if not found:
+        say(f"nothing was left of the agentd of {config.state_dir}")
+    return ExitCode.OK

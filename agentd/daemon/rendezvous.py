@@ -1,0 +1,106 @@
+"""Joins the registry to the hubs of its runs: the one in this process, and those of other nodes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import fields
+from typing import Any
+
+from agentd import __version__
+from agentd.api.errors import RunNotFound, StaleIncarnation
+from agentd.api.types import Failure, Phase, RunSpec, RunStatus
+from agentd.core import defaults
+from agentd.groups.ports import Listener, Session
+from agentd.hub.hub import Hub
+from agentd.hub.links import GrpcHubLink, HubLink, LocalHubLink
+from agentd.hub.member import MemberSession, NodeIdentity
+from agentd.hub.state import HubRecord
+
+_EPOCHS_PER_START = 1_000_000
+
+
+class NodeRendezvous:
+    """What `agentd.groups.ports.Rendezvous` asks for. An empty hub address means the hub here."""
+
+    def __init__(self, hub: Hub, *, agent_uid: str, daemon_starts: int) -> None:
+        """`daemon_starts` grows with each start of this node's agentd, and so do its session epochs."""
+        self._hub = hub
+        self._agent_uid = agent_uid
+        self._epochs = itertools.count(daemon_starts * _EPOCHS_PER_START)
+
+    def create(self, spec: RunSpec, incarnation: int, address: str, record: str = "") -> None:
+        """Be the hub of a run, reached by others at `address`; again changes nothing.
+
+        `record` is what an earlier agentd journalled of it.
+        """
+        self._hub.address = address
+        self._hub.create(spec, incarnation, read_record(record) if record else None)
+
+    def view(self, run_id: str, incarnation: int) -> RunStatus | None:
+        """The whole of a run whose hub is here."""
+        try:
+            return self._hub.describe(run_id, incarnation).status
+        except (RunNotFound, StaleIncarnation):
+            return None
+
+    async def describe(self, hub_address: str, run_id: str, incarnation: int) -> tuple[RunStatus, RunSpec]:
+        """A run as its hub knows it."""
+        described = await self._link(hub_address).describe(run_id, incarnation)
+        return described.status, described.spec
+
+    async def terminate(
+        self, hub_address: str, run_id: str, incarnation: int, grace: float | None, reason: str
+    ) -> None:
+        """Ask the hub for the end of a run."""
+        await self._link(hub_address).terminate(run_id, incarnation, grace, reason)
+
+    def session(
+        self,
+        hub_address: str,
+        spec: RunSpec,
+        incarnation: int,
+        *,
+        address: str,
+        node_name: str,
+        listener: Listener,
+    ) -> Session:
+        """Speak with the hub of a run, again and again if need be, until it is closed."""
+        hub_timeout = spec.rendezvous.hub_timeout
+        session = MemberSession(
+            run_id=spec.run_id,
+            incarnation=incarnation,
+            identity=NodeIdentity(
+                node_id=self._hub.node_id,
+                agent_uid=self._agent_uid,
+                address=address,
+                node_name=node_name,
+                version=__version__,
+            ),
+            link=self._link(hub_address),
+            listener=listener,
+            next_epoch=lambda: next(self._epochs),
+            hub_timeout=defaults.HUB_TIMEOUT if hub_timeout is None else hub_timeout,
+        )
+        session.start()
+        return session
+
+    async def close(self) -> None:
+        """The hubs here go away; their members are told."""
+        await self._hub.close()
+
+    def _link(self, hub_address: str) -> HubLink:
+        return GrpcHubLink(hub_address) if hub_address else LocalHubLink(self._hub)
+
+
+def read_record(text: str) -> HubRecord:
+    """What `Journal.hub_announced` wrote. Fields of a newer version are not ours to read."""
+    known = {field.name for field in fields(HubRecord)}
+    values: dict[str, Any] = {name: value for name, value in json.loads(text).items() if name in known}
+    if values.get("first_failure"):
+        known = {field.name for field in fields(Failure)}
+        failure = values["first_failure"]
+        values["first_failure"] = Failure(**{name: failure[name] for name in known & failure.keys()})
+    if values.get("outcome"):
+        values["outcome"] = Phase(values["outcome"])
+    return HubRecord(**values)
