@@ -119,7 +119,13 @@ def undo(launched: Launched, refusals: Mapping[str, AgentError]) -> Plan[None]:
         scope=StopScope.TERMINATE if hub_is_ours else StopScope.LEAVE,
         reason=f"{', '.join(refusals)} refused the run",
     )
-    ours = [node for node in (wish.hub, *wish.others) if _is_ours(node, launched, hub_is_ours)]
+    ours = [
+        node
+        for node in (wish.hub, *wish.others)
+        if _is_ours(node, launched, hub_is_ours)
+        # One that first did not answer and then refused has nothing of the run.
+        and (node.name in launched.starts or node.name not in refusals)
+    ]
     outcomes = yield from call_each([calls.stop_call(node.target, request, wish.timeout_s) for node in ours])
     left = {
         node.name: outcome

@@ -20,7 +20,8 @@ def merge(described: RunStatus | None, told: Sequence[RunStatus]) -> RunStatus:
     return replace(
         base,
         nodes=_merge_nodes(base, nodes_say),
-        first_failure=base.first_failure or _earliest(status.first_failure for status in nodes_say),
+        first_failure=(base.from_hub and base.first_failure)
+        or _earliest(status.first_failure for status in (base, *nodes_say)),
         hub_address=base.hub_address or next((s.hub_address for s in nodes_say if s.hub_address), ""),
     )
 

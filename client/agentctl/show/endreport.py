@@ -92,7 +92,8 @@ def _torn_down(status: RunStatus) -> list[str]:
     ]
     if not stopped:
         return []
-    return [f"  torn down by agentd, not failed: rank {ranks(worker.rank for worker in stopped)}"]
+    noun = "rank" if len(stopped) == 1 else "ranks"
+    return [f"  torn down by agentd, not failed: {noun} {ranks(worker.rank for worker in stopped)}"]
 
 
 def _failures(status: RunStatus) -> list[Failure]:

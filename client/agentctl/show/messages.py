@@ -10,10 +10,12 @@ import json
 import sys
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
+
+_PACKAGE: Final = "agentd.v1"
 
 
 def to_dict(message: Message) -> dict[str, Any]:
@@ -22,7 +24,20 @@ def to_dict(message: Message) -> dict[str, Any]:
     found: dict[str, Any] = json_format.MessageToDict(
         message, preserving_proto_field_name=True, **always_print
     )
-    return found
+    return _ordered(found, message.DESCRIPTOR)
+
+
+def _ordered(found: dict[str, Any], descriptor: Any) -> dict[str, Any]:
+    """Fields in the order of the proto, which is the order of reading."""
+    ordered: dict[str, Any] = {}
+    for field in descriptor.fields:
+        if field.name not in found:
+            continue
+        value, kind = found[field.name], field.message_type
+        if kind is not None and kind.file.package == _PACKAGE and not kind.GetOptions().map_entry:
+            value = [_ordered(v, kind) for v in value] if isinstance(value, list) else _ordered(value, kind)
+        ordered[field.name] = value
+    return ordered
 
 
 def write_json(message: Message) -> None:
