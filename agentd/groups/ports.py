@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from agentd.api.errors import AgentError
+from agentd.api.errors import AgentError, HubUnreachable
 from agentd.api.types import Failure, RunSpec, RunStatus
 from agentd.hub.messages import Assignment, RunFinished
 
@@ -51,7 +51,7 @@ class Listener(Protocol):
 
     def on_hub_found(self) -> None: ...
 
-    def on_hub_timeout(self, since: float, problem: str) -> None: ...
+    def on_hub_timeout(self, error: HubUnreachable) -> None: ...
 
     def on_refused(self, error: AgentError) -> None: ...
 
@@ -59,11 +59,11 @@ class Listener(Protocol):
 class Rendezvous(Protocol):
     """The hubs of all runs; an empty address is the hub of this node."""
 
-    def create(self, spec: RunSpec, incarnation: int, address: str) -> None:
-        """Be the hub of a new run, reached by others at `address`."""
+    def create(self, spec: RunSpec, incarnation: int, address: str, record: str = "") -> None:
+        """Be the hub of a run, reached by others at `address`; again changes nothing.
 
-    def forget(self, run_id: str, incarnation: int) -> None:
-        """Be the hub of a run no more that never began."""
+        `record` is what an earlier agentd journalled of it.
+        """
 
     def view(self, run_id: str, incarnation: int) -> RunStatus | None:
         """The whole of a run whose hub is here."""

@@ -43,7 +43,8 @@ from agentd.groups.devices import DeviceBook
 from agentd.groups.journal import Journal
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Rendezvous
-from agentd.groups.records import ForgetRun, GroupRow
+from agentd.groups.reap import GRACE_S, end_leftovers
+from agentd.groups.records import ForgetRun, GroupRow, RunRow
 from agentd.groups.run import NodeRun, Part
 from agentd.groups.supervisor import Facilities
 from agentd.host.handle import HostDoor
@@ -111,6 +112,7 @@ class Registry:
         """Let hosts dial in."""
         self._machine = self._machine or await self._in_thread(lambda: Machine.here(self._node_id))
         await self._door.open()
+        await self._recover()
 
     async def drain(self, grace: float | None = None) -> None:
         """Take no new run, stop this node's part of each, and return when nothing of them is left."""
@@ -367,6 +369,48 @@ class Registry:
             self._journal.post(ForgetRun(run_id=run_id, incarnation=incarnation))
             raise
 
+    # --- what an earlier agentd left
+
+    async def _recover(self) -> None:
+        """Show what has ended, end what was left, and take part again in what still lives elsewhere."""
+        remembered = self._journal.remembered
+        await self._in_thread(lambda: end_leftovers(remembered.groups, GRACE_S))
+        records = {(hub.run_id, hub.incarnation): hub.record for hub in remembered.hubs}
+        for row in sorted(remembered.runs, key=lambda row: row.incarnation):
+            if row.ended:
+                self._show_ended(row, row.status)
+            elif row.spec.no_rejoin:
+                self._lose(row, "its agentd ended, and the run asks for no rejoin")
+            else:
+                await self._rejoin(row, records.get((row.run_id, row.incarnation), ""))
+
+    async def _rejoin(self, row: RunRow, record: str) -> None:
+        request = RunRequest(
+            request_id=row.request_id,
+            spec=row.spec,
+            incarnation=row.incarnation,
+            hub_address=row.hub_address,
+            node_name=row.node_name,
+            passed_env=row.passed_env,
+            # A node that joined later is not in the list; one that is only the hub stays only that.
+            join=bool(row.hub_address or row.node_name or not row.spec.nodes),
+        )
+        try:
+            if not row.hub_address:
+                self._rendezvous.create(row.spec, row.incarnation, await self._advertise(""), record)
+            await self._begin(request)
+        except AgentError as error:
+            self._lose(row, f"its agentd ended, and it cannot go on here: {error}")
+
+    def _lose(self, row: RunRow, reason: str) -> None:
+        status = replace(row.status, phase=Phase.LOST, reason=reason, finished_at=time.time())
+        self._journal.post(replace(row, status=status))
+        self._show_ended(row, status)
+
+    def _show_ended(self, row: RunRow, status: RunStatus) -> None:
+        self._remember((row.run_id, row.incarnation), _Ended(row.request_id, (), stuck=False))
+        self._board.publish(status)
+
     # --- what runs tell
 
     def _publish(self, run: NodeRun) -> None:
@@ -381,7 +425,10 @@ class Registry:
         self._devices.release(run.part.spec.run_id)
         if run.conclusion is not None:
             self._keep(run.conclusion)
-        self._ended[key] = _Ended(run.part.request_id, run.worker_logs(), run.stuck)
+        self._remember(key, _Ended(run.part.request_id, run.worker_logs(), run.stuck))
+
+    def _remember(self, key: RunKey, ended: _Ended) -> None:
+        self._ended[key] = ended
         while len(self._ended) > KEPT_ENDED:
             oldest, _ = self._ended.popitem(last=False)
             self._board.forget(oldest)

@@ -252,10 +252,9 @@ class NodeRun:
         self._hub_problem = ""
         self._refresh()
 
-    def on_hub_timeout(self, since: float, problem: str) -> None:
+    def on_hub_timeout(self, error: HubUnreachable) -> None:
         """The hub was needed and silent for too long."""
-        lost_at = time.strftime("%H:%M:%S", time.localtime(since))
-        self.stop(str(HubUnreachable(self.status.hub_address, lost_at, problem)), None, Phase.FAILED)
+        self.stop(str(error), None, Phase.FAILED)
 
     def on_refused(self, error: AgentError) -> None:
         """The hub takes no session of this node."""

@@ -80,7 +80,7 @@ def _reasons(groups: tuple[GroupStatus, ...], phase: Phase) -> list[str]:
 def _with_own(nodes: tuple[NodeStatus, ...], own: NodeStatus) -> tuple[NodeStatus, ...]:
     if not own.groups:
         # The hub of a run that this node takes no part in.
-        return nodes
+        return tuple(node for node in nodes if node.node_id != own.node_id)
     if any(node.node_id == own.node_id for node in nodes):
         return tuple(_merged(node, own) if node.node_id == own.node_id else node for node in nodes)
     return (*nodes, own)

@@ -1,4 +1,4 @@
-"""A run as a node shows it: the hub speaks for the whole, the node for its part; the end is when all is gone."""
+"""A run as a node shows it: the hub speaks for the whole, the node for its part."""
 
 from __future__ import annotations
 
