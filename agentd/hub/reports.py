@@ -65,10 +65,8 @@ def _ready(turn: Turn, key: MemberKey, message: MemberReady) -> None:
     offer = Offer(message.local_world_size, message.master_port)
     _remember_size(turn, key, message.local_world_size)
     if key in state.live:
-        place = state.live[key]
-        if place.offer == offer:
-            # The stream broke before the assignment arrived.
-            turn.emit(Send(key.node_id, place.assignment))
+        if state.live[key].offer == offer:
+            _place_again(turn, key)
         else:
             membership_changed(turn, f"{turn.label(key)} came back without its workers")
     elif key not in state.owing and key not in state.done:
@@ -84,6 +82,8 @@ def _gone(turn: Turn, key: MemberKey, message: RoundGone) -> None:
     elif key in state.live:
         if message.round == state.round:
             _gone_unasked(turn, key, message)
+        elif message.master_port == state.live[key].offer.master_port:
+            _place_again(turn, key)
     elif key in state.waiting:
         if message.round == state.round:
             _offer_again(turn, key, message)
@@ -113,6 +113,11 @@ def _gone_unasked(turn: Turn, key: MemberKey, message: RoundGone) -> None:
         return
     membership_changed(turn, f"the workers of {turn.label(key)} are gone")
     _offer_again(turn, key, message)
+
+
+def _place_again(turn: Turn, key: MemberKey) -> None:
+    """It still waits for its place: the stream broke before the assignment arrived."""
+    turn.emit(Send(key.node_id, turn.state.live[key].assignment))
 
 
 def _offer_again(turn: Turn, key: MemberKey, message: RoundGone) -> None:

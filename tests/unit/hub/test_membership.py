@@ -7,7 +7,14 @@ import pytest
 from agentd.api.errors import InvalidSpec, NodeIdTaken, StaleSession
 from agentd.api.types import Phase
 from agentd.hub.core import begin
-from agentd.hub.messages import MemberCondition, MemberReady, MemberState, MemberWaiting, SessionWelcome
+from agentd.hub.messages import (
+    MemberCondition,
+    MemberReady,
+    MemberState,
+    MemberWaiting,
+    RoundGone,
+    SessionWelcome,
+)
 from agentd.hub.state import HubRecord, NodeSilent, Received, StreamEnded
 from tests.unit.hub.rig import Rig, make_spec
 
@@ -232,6 +239,18 @@ def test_assignment_lost_with_its_stream_is_sent_again() -> None:
     rig.ready("b", port=4002)
     assert rig.placed() == {"b": first}
     assert rig.phase() is Phase.RUNNING
+
+
+def test_assignment_of_a_later_round_lost_with_its_stream_is_sent_again() -> None:
+    rig = elastic("a", "b", max_restarts=1)
+    rig.fail("a")
+    rig.gone("a")
+    rig.say("b", RoundGone(role="default", round=1, master_port=4002))
+    second = rig.placed()["b"]
+    rig.break_stream("b")
+    rig.hello("b", member(JOINING, 1))
+    rig.say("b", RoundGone(role="default", round=1, master_port=4002))
+    assert rig.placed() == {"b": second}
 
 
 def test_member_that_lost_its_workers_without_a_word_is_placed_anew() -> None:
