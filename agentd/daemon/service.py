@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,21 +13,25 @@ from typing import Final
 import grpc.aio
 
 from agentd import __version__
+from agentd.api.errors import RunNotFound
 from agentd.api.targets import Target
 from agentd.api.types import StreamEnd, StreamEndCause
 from agentd.config import Config
 from agentd.daemon import announce
 from agentd.daemon.eventlog import to_standard_error
-from agentd.daemon.exits import ExitCode, ListenFailed
+from agentd.daemon.exits import ExitCode, ListenFailed, StartFailed
 from agentd.daemon.parts import Parts, opened
 from agentd.daemon.places import Places, claimed
 from agentd.daemon.wishes import Wishes
+from agentd.groups.registry import Registry
 from agentd.rpc.server import bind, make_server
 
 log = logging.getLogger("agentd.daemon")
 
 _LAST_CALLS: Final = 1.0
 """Seconds calls that are being answered have when everything else is over."""
+_LAST_WORDS: Final = 2.0
+"""Seconds the runs have to be shown as ended when their groups are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +47,13 @@ class Embedding:
 def serve(config: Config, embedding: Embedding) -> ExitCode:
     """Be the agentd of this configuration until somebody ends it. Raises `StartFailed`."""
     with to_standard_error(config.log), claimed(config) as places:
-        return asyncio.run(_Daemon(config, places, embedding).live())
+        try:
+            return asyncio.run(_Daemon(config, places, embedding).live())
+        except StartFailed:
+            raise
+        except Exception:
+            log.exception("agentd failed")
+            return ExitCode.INTERNAL
 
 
 class _Daemon:
@@ -113,6 +123,9 @@ class _Daemon:
             await parts.registry.stop_now()
         else:
             draining.result()
+        with suppress(asyncio.TimeoutError, RunNotFound):
+            await asyncio.wait_for(_no_run_lives(parts.registry), _LAST_WORDS)
+        await parts.hub.close()
         parts.streams.close(_goodbye(self._config.node_id))
         return code
 
@@ -126,6 +139,12 @@ class _Daemon:
             await stopping
         finally:
             stopping.cancel()
+
+
+async def _no_run_lives(registry: Registry) -> None:
+    """What a run's end was is known a moment after its groups have ended."""
+    while live := registry.runs(include_ended=False):
+        await registry.wait_change(live[0].run_id, live[0].incarnation, live[0].revision)
 
 
 def _goodbye(node_id: str) -> StreamEnd:

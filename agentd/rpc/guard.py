@@ -66,7 +66,8 @@ class ErrorGuard(grpc.aio.ServerInterceptor):
                 # Closed here and now when the client vanishes, not whenever it is collected.
                 async with aclosing(behavior(_decoded(request), context)) as answers:
                     async for answer in answers:
-                        await context.write(answer)
+                        if not await _write(context, answer):
+                            return
             except Exception as error:  # noqa: BLE001 (the last stop before the wire)
                 await self._end(context, error, method)
 
@@ -81,6 +82,15 @@ class ErrorGuard(grpc.aio.ServerInterceptor):
             error = InternalError(error_id, self._node_id)
         status = to_status(error)
         await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+async def _write(context: Context, answer: Any) -> bool:
+    """Send one answer; tells whether somebody is still there to take it."""
+    try:
+        await context.write(answer)
+    except grpc.aio.InternalError:
+        return False
+    return True
 
 
 class _Undecodable:
