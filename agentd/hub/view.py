@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from agentd.api.types import TERMINAL, GroupStatus, NodeStatus, Phase, RunStatus
@@ -80,11 +81,11 @@ def _nodes(state: RunState) -> tuple[NodeStatus, ...]:
     return (*here, *gone)
 
 
-def _node(state: RunState, node: Node, ranks: dict[MemberKey, int]) -> NodeStatus:
+def _node(state: RunState, node: Node, ranks: Mapping[MemberKey, int]) -> NodeStatus:
     groups = []
     for role in state.plan.roles:
         key = MemberKey(node.node_id, role)
-        phase = _group_phase(state, key)
+        phase = _group_phase(state, key, ranks)
         if phase is None:
             continue
         placed = key in state.live or key in state.done or key in state.owing or run_phase(state) in TERMINAL
@@ -110,7 +111,7 @@ def _node(state: RunState, node: Node, ranks: dict[MemberKey, int]) -> NodeStatu
     )
 
 
-def _group_phase(state: RunState, key: MemberKey) -> Phase | None:
+def _group_phase(state: RunState, key: MemberKey, ranks: Mapping[MemberKey, int]) -> Phase | None:
     """The member's phase as far as the hub knows; None: it has no part in the run."""
     ending = state.beat in (Beat.ENDING, Beat.ENDED)
     if key in state.out:
@@ -118,7 +119,7 @@ def _group_phase(state: RunState, key: MemberKey) -> Phase | None:
     if key in state.owing:
         return Phase.STOPPING if ending or key in state.leaving else Phase.RESTARTING
     if ending:
-        return state.outcome if key in state.order or key in state.waiting else None
+        return state.outcome if key in ranks or key in state.waiting else None
     if key in state.live:
         return Phase.RUNNING
     if key in state.done:
