@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import struct
 import sys
@@ -32,6 +33,7 @@ from agentd.host.wire import (
 )
 from agentd.procs.exits import ExitInfo, peek_exit
 from agentd.procs.identity import ProcessIdentity, identify, send_signal
+from agentd.procs.pidfd import open_process
 from agentd.procs.spawn import Child, SpawnError, spawn
 from agentd.procs.tree import TOKEN_VARIABLE
 
@@ -193,7 +195,7 @@ class HostHandle:
     def kill(self) -> None:
         """SIGKILL. Its workers die with it."""
         if self._child is not None and self._exit is None:
-            send_signal(self._child.identity, 9)
+            send_signal(self._child.identity, signal.SIGKILL)
 
     def abandon(self) -> None:
         """Hear of it no more, although it may still be there."""
@@ -232,9 +234,8 @@ class HostHandle:
         """The process exists: notice its end."""
         self._child = child
         self._timers.append(self._loop.call_later(MEET_TIMEOUT_S, self._give_up_meeting))
-        try:
-            self._pidfd = os.pidfd_open(child.pid)
-        except OSError:
+        self._pidfd = open_process(child.identity)
+        if self._pidfd is None:
             self._poll()
         else:
             self._loop.add_reader(self._pidfd, self._look)

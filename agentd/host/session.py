@@ -33,7 +33,8 @@ from agentd.host.wire import (
     Welcome,
 )
 from agentd.procs.crew import UnkillableWorkers
-from agentd.procs.identity import ProcessIdentity, boot_id, identify, is_alive
+from agentd.procs.identity import ProcessIdentity, boot_id, identify
+from agentd.procs.pidfd import open_process
 from agentd.procs.waiter import Waiter
 
 MEET_TIMEOUT_S = 10.0
@@ -240,15 +241,8 @@ def _worker_env(spec: HostSpec, group_dir: str) -> Mapping[str, str]:
 
 
 def _open_process(process: ProcessIdentity) -> int | None:
-    """A pidfd of it, None where there are none (the socket tells too). Raises `NotMet` if it is gone."""
+    """A pidfd of agentd; None where there are none: the socket tells too. Raises `NotMet` if it is gone."""
     try:
-        pidfd = os.pidfd_open(process.pid)
+        return open_process(process)
     except ProcessLookupError:
         raise NotMet("agentd ended at once") from None
-    except OSError:
-        return None
-    # Opened first, compared second: from here on it cannot be exchanged for a stranger.
-    if not is_alive(process):
-        os.close(pidfd)
-        raise NotMet("agentd ended at once")
-    return pidfd
