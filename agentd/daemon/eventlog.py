@@ -127,7 +127,7 @@ def _keys(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _word(value: object) -> str:
-    text = str(value)
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     if text and not any(char.isspace() or char in "\"='" or not char.isprintable() for char in text):
         return text
     return json.dumps(text)

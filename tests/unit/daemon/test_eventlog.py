@@ -21,10 +21,14 @@ log = logging.getLogger("agentd.test")
 def test_a_text_line_is_the_event_and_its_keys() -> None:
     stream = io.StringIO()
     with logging_to(stream, LogConfig()):
-        log.info("group stopped", extra={"run_id": "r", "reason": 'it said "no"', "empty": ""})
+        log.info(
+            "group stopped", extra={"run_id": "r", "reason": 'it said "no"', "empty": "", "pids": [1, 2]}
+        )
         log.debug("not shown")
     (line,) = stream.getvalue().splitlines()
-    assert line.endswith('INFO agentd.test: group stopped run_id=r reason="it said \\"no\\"" empty=""')
+    assert line.endswith(
+        'INFO agentd.test: group stopped run_id=r reason="it said \\"no\\"" empty="" pids=1,2'
+    )
 
 
 def test_a_json_line_is_one_object_also_with_an_exception() -> None:
