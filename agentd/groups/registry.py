@@ -20,6 +20,7 @@ from agentd.api.errors import (
     Draining,
     InvalidSpec,
     NotRunning,
+    ProgramUnusable,
     RunConflict,
     RunEnded,
     RunNotFound,
@@ -43,8 +44,8 @@ from agentd.groups.devices import DeviceBook
 from agentd.groups.journal import Journal
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Rendezvous
-from agentd.groups.reap import GRACE_S, end_leftovers
 from agentd.groups.records import ForgetRun, GroupRow, RunRow
+from agentd.groups.recovery import FormerRun, look_back
 from agentd.groups.run import NodeRun, Part
 from agentd.groups.supervisor import Facilities
 from agentd.host.handle import HostDoor
@@ -54,6 +55,8 @@ KEPT_ENDED = 256
 SUPERSEDED_WAIT_S = 5.0
 TERMINATE_TRIES_S = 60.0
 STOP_NOW_S = 5.0
+ADMISSION_S = 15.0
+"""How long a disk may take to tell whether a program is there."""
 CLOSE_S = 2.0
 UNKILLABLE = "UNKILLABLE"
 
@@ -115,14 +118,19 @@ class Registry:
         await self._recover()
 
     async def drain(self, grace: float | None = None) -> None:
-        """Take no new run, stop this node's part of each, and return when nothing of them is left."""
+        """Take no new run, stop this node's part of each, and return when nothing of them is left.
+
+        `grace` can only shorten that of a run.
+        """
         self.draining = True
         reason = f"agentd of node {self._node_id} goes away"
         for run in list(self._live.values()):
+            own = run.part.stop_grace
+            shortest = own if grace is None else min(grace, own)
             if run.part.hub_here and run.is_alone:
-                await self._rendezvous.terminate("", *run.part.key, grace, reason)
+                await self._rendezvous.terminate("", *run.part.key, shortest, reason)
             else:
-                run.leave(reason, grace)
+                run.leave(reason, shortest)
         await self._until_groups_ended()
 
     async def stop_now(self) -> None:
@@ -300,25 +308,39 @@ class Registry:
         validate(spec)
         self._check_node_name(request)
         plans = await self._plan(request)
+        former = self._live.get((spec.run_id, request.incarnation))
         self._devices.reserve(spec.run_id, (d for plan in plans for d in plan.role.devices))
+        if former is not None:
+            former.take_on(plans)
+            return self._board.get(*former.part.key)
         try:
-            part = await self._make_part(request, plans)
-            run = NodeRun(part, self._shared, self._rendezvous, self._publish)
-            await self._journal_admission(run)
+            run = await self._promise(request, plans)
         except BaseException:
             self._devices.release(spec.run_id)
             raise
-        former = self._live.get(part.key)
-        if former is not None:
-            former.take_on(plans)
-            return self._board.get(*part.key)
-        if part.hub_here and not request.join:
-            self._rendezvous.create(spec, part.incarnation, part.address)
-        self._ended.pop(part.key, None)
-        self._live[part.key] = run
+        self._ended.pop(run.part.key, None)
+        self._live[run.part.key] = run
         run.start()
-        _log.info("run begins here", extra={"run_id": spec.run_id, "incarnation": part.incarnation})
-        return self._board.get(*part.key)
+        _log.info("run begins here", extra={"run_id": spec.run_id, "incarnation": run.part.incarnation})
+        return self._board.get(*run.part.key)
+
+    async def _promise(self, request: RunRequest, plans: tuple[RolePlan, ...]) -> NodeRun:
+        """Journal the run before anything of it happens, so that the next agentd would know of it."""
+        part = await self._make_part(request, plans)
+        run = NodeRun(part, self._shared, self._rendezvous, self._publish)
+        run_id, incarnation = part.key
+        groups = (
+            GroupRow(run_id=run_id, incarnation=incarnation, role=plan.role.role, phase=Phase.PENDING)
+            for plan in plans
+        )
+        try:
+            await self._journal.require(part.row(run.status), *groups)
+            if part.hub_here and not request.join:
+                self._rendezvous.create(part.spec, incarnation, part.address)
+        except BaseException:
+            self._journal.post(ForgetRun(run_id=run_id, incarnation=incarnation))
+            raise
+        return run
 
     def _check_node_name(self, request: RunRequest) -> None:
         name, spec = request.node_name, request.spec
@@ -332,9 +354,14 @@ class Registry:
             # The list names other nodes: this one is their hub and nothing else.
             plans: tuple[RolePlan, ...] = ()
         else:
-            plans = await self._in_thread(
+            planning = self._in_thread(
                 lambda: plan_node(spec, request.node_name, request.passed_env, machine)
             )
+            try:
+                plans = await asyncio.wait_for(planning, ADMISSION_S)
+            except asyncio.TimeoutError:
+                problem = f"the disk did not answer in {ADMISSION_S:g} s"
+                raise ProgramUnusable(self._node_id, spec.roles[0].command.entrypoint, problem) from None
         if not plans and request.hub_address:
             raise InvalidSpec("roles", f"none of them is for node {request.node_name or self._node_id!r}")
         return plans
@@ -356,59 +383,37 @@ class Registry:
             started_at=now,
         )
 
-    async def _journal_admission(self, run: NodeRun) -> None:
-        """Nothing is promised that the next agentd would not know of."""
-        run_id, incarnation = run.part.key
-        groups = (
-            GroupRow(run_id=run_id, incarnation=incarnation, role=plan.role.role, phase=Phase.PENDING)
-            for plan in run.part.plans
-        )
-        try:
-            await self._journal.require(run.part.row(run.status), *groups)
-        except BaseException:
-            self._journal.post(ForgetRun(run_id=run_id, incarnation=incarnation))
-            raise
-
     # --- what an earlier agentd left
 
     async def _recover(self) -> None:
         """Show what has ended, end what was left, and take part again in what still lives elsewhere."""
-        remembered = self._journal.remembered
-        await self._in_thread(lambda: end_leftovers(remembered.groups, GRACE_S))
-        records = {(hub.run_id, hub.incarnation): hub.record for hub in remembered.hubs}
-        for row in sorted(remembered.runs, key=lambda row: row.incarnation):
-            if row.ended:
-                self._show_ended(row, row.status)
-            elif row.spec.no_rejoin:
-                self._lose(row, "its agentd ended, and the run asks for no rejoin")
-            else:
-                await self._rejoin(row, records.get((row.run_id, row.incarnation), ""))
+        left = await self._in_thread(lambda: look_back(self._journal.remembered))
+        for former in left.ended:
+            self._show_ended(former.row, former.row.status, former.logs)
+        for former in left.live:
+            try:
+                await self._rejoin(former)
+            except AgentError as error:
+                self._lose(former, f"its agentd ended, and it cannot go on here: {error}")
 
-    async def _rejoin(self, row: RunRow, record: str) -> None:
-        request = RunRequest(
-            request_id=row.request_id,
-            spec=row.spec,
-            incarnation=row.incarnation,
-            hub_address=row.hub_address,
-            node_name=row.node_name,
-            passed_env=row.passed_env,
-            # A node that joined later is not in the list; one that is only the hub stays only that.
-            join=bool(row.hub_address or row.node_name or not row.spec.nodes),
-        )
-        try:
-            if not row.hub_address:
-                self._rendezvous.create(row.spec, row.incarnation, await self._advertise(""), record)
-            await self._begin(request)
-        except AgentError as error:
-            self._lose(row, f"its agentd ended, and it cannot go on here: {error}")
+    async def _rejoin(self, former: FormerRun) -> None:
+        row = former.row
+        if row.spec.no_rejoin:
+            self._lose(former, "its agentd ended, and the run asks for no rejoin")
+            return
+        if not row.hub_address:
+            address = await self._advertise("")
+            self._rendezvous.create(row.spec, row.incarnation, address, former.hub_record)
+        await self._begin(former.request)
 
-    def _lose(self, row: RunRow, reason: str) -> None:
+    def _lose(self, former: FormerRun, reason: str) -> None:
+        row = former.row
         status = replace(row.status, phase=Phase.LOST, reason=reason, finished_at=time.time())
         self._journal.post(replace(row, status=status))
-        self._show_ended(row, status)
+        self._show_ended(row, status, former.logs)
 
-    def _show_ended(self, row: RunRow, status: RunStatus) -> None:
-        self._remember((row.run_id, row.incarnation), _Ended(row.request_id, (), stuck=False))
+    def _show_ended(self, row: RunRow, status: RunStatus, logs: tuple[WorkerLog, ...]) -> None:
+        self._remember((row.run_id, row.incarnation), _Ended(row.request_id, logs, stuck=False))
         self._board.publish(status)
 
     # --- what runs tell
@@ -441,7 +446,7 @@ class Registry:
             try:
                 await self._rendezvous.terminate(hub, run_id, incarnation, grace, reason)
                 return
-            except AgentError as error:
+            except (AgentError, OSError) as error:
                 _log.warning(
                     "the hub was not told to end the run", extra={"run_id": run_id, "problem": str(error)}
                 )

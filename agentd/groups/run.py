@@ -52,6 +52,11 @@ class Part:
         """The run among all runs."""
         return self.spec.run_id, self.incarnation
 
+    @property
+    def stop_grace(self) -> float:
+        """From SIGTERM to SIGKILL, if a stop does not say."""
+        return defaults.STOP_GRACE if self.spec.stop_grace is None else self.spec.stop_grace
+
     def row(self, status: RunStatus) -> RunRow:
         """The run for the journal."""
         return RunRow(
@@ -318,7 +323,7 @@ def host_spec(part: Part, plan: RolePlan, state_dir: str) -> HostSpec:
         argv=plan.argv,
         env=plan.env,
         cwd=plan.cwd,
-        stop_grace_s=defaults.STOP_GRACE if spec.stop_grace is None else spec.stop_grace,
+        stop_grace_s=part.stop_grace,
         monitor_interval_s=spec.monitor_interval or defaults.MONITOR_INTERVAL,
         log_root=layout.log_root(state_dir, plan.log_root, spec.run_id, part.incarnation, role.role),
         max_restarts=spec.max_restarts,

@@ -34,6 +34,8 @@ LEFTOVER_GRACE_S = 2.0
 """What a lost host left behind gets between SIGTERM and SIGKILL."""
 KILL_PATIENCE_S = tree.KILL_BOUND_S + 1.0
 """A host that is still there this long after SIGKILL counts as dead and unkillable."""
+START_PATIENCE_S = 30.0
+"""How long a disk may take to let a host start."""
 KEPT_LOGS = 20_000
 """Log folders that are remembered; the oldest rounds are forgotten first."""
 
@@ -283,16 +285,20 @@ class Supervisor:
         self._token = secrets.token_hex(16)
         spec = replace(self._spec, token=self._token)
         try:
-            await asyncio.get_running_loop().run_in_executor(
-                self._shared.disk, layout.prepare, spec, self._dir
-            )
-            self._handle = await self._shared.door.start_host(spec, self._dir, self)
+            self._handle = await asyncio.wait_for(self._launch(spec), START_PATIENCE_S)
+        except asyncio.TimeoutError:
+            self.post(ev.HostDied(f"the disk did not answer in {START_PATIENCE_S:g} s"))
         except (SpawnError, OSError) as error:
             self.post(ev.HostDied(str(error)))
-            return
-        identity = self._handle.identity
-        assert identity is not None
-        self.post(ev.HostSpawned(identity.pid))
+        else:
+            identity = self._handle.identity
+            assert identity is not None
+            self.post(ev.HostSpawned(identity.pid))
+
+    async def _launch(self, spec: wire.HostSpec) -> HostHandle:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._shared.disk, layout.prepare, spec, self._dir)
+        return await self._shared.door.start_host(spec, self._dir, self)
 
     def _tell(self, frame: wire.AgentFrame) -> None:
         if self._handle is not None:

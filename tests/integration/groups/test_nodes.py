@@ -225,3 +225,14 @@ async def test_an_ended_run_is_remembered_by_the_next_agentd(tmp_path: Path) -> 
 
 async def test_reap_of_an_empty_directory_finds_nothing(tmp_path: Path) -> None:
     assert reap(str(tmp_path)) == ()
+
+
+async def test_logs_of_an_ended_run_are_found_by_the_next_agentd(tmp_path: Path) -> None:
+    near = Neighbourhood(tmp_path)
+    async with near.node("a") as node:
+        await node.run(run_spec("print('kept')"))
+        await node.ends("job")
+        logs = node.registry.worker_logs("job", 0)
+    async with near.node("a") as node:
+        assert node.registry.worker_logs("job", 0) == logs
+        assert [Path(log.directory, "stdout.log").read_text() for log in logs] == ["kept\n"] * 2

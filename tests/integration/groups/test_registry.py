@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import sqlite3
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from agentd.api.errors import (
     DeviceInUse,
     Draining,
     InvalidSpec,
+    JournalUnavailable,
     LimitExceeded,
     NotRunning,
     ProgramUnusable,
@@ -34,8 +38,10 @@ from agentd.api.types import (
     WorkerState,
     WorkerStatus,
 )
+from agentd.groups import journal
+from agentd.groups import registry as registry_module
 from tests.support.fleet import is_gone
-from tests.support.noding import Node, one_node, program, run_spec
+from tests.support.noding import PATIENCE_S, Node, one_node, program, run_spec
 from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.asyncio
@@ -420,3 +426,43 @@ async def test_many_runs_at_once_and_nothing_is_kept_of_them(tmp_path: Path) -> 
         assert {end.phase for end in ends} == {Phase.SUCCEEDED}
         assert node.registry.group_refs() == ()
         assert node.hub.live_runs == ()
+
+
+async def test_a_journal_that_hangs_refuses_new_runs_and_holds_up_no_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "PATIENCE", 0.3)
+    async with one_node(tmp_path) as node:
+        await node.run(run_spec(max_restarts=3))
+        status = await node.runs("job")
+        blocker = sqlite3.connect(node.state_dir / "agentd.db", isolation_level=None)
+        with contextlib.closing(blocker):
+            blocker.execute("BEGIN IMMEDIATE")
+            os.kill(workers(status)[0].pid, signal.SIGKILL)
+            await node.runs("job", 2)
+            assert node.registry.conditions == (journal.BEHIND,)
+            assert not node.registry.accepting
+            with pytest.raises(JournalUnavailable):
+                await node.run(run_spec(run_id="late"))
+            blocker.execute("COMMIT")
+        await wait_until_async(lambda: not node.registry.conditions, 20.0)
+        with pytest.raises(RunNotFound):
+            node.registry.status("late")
+        _, created = await node.run(run_spec("pass", run_id="late"))
+        assert created
+        assert (await node.ends("late")).phase is Phase.SUCCEEDED
+
+
+async def test_a_disk_that_does_not_answer_refuses_the_run_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr(registry_module, "ADMISSION_S", 0.2)
+    monkeypatch.setattr(registry_module, "plan_node", lambda *_: answer.wait(PATIENCE_S))
+    async with one_node(tmp_path) as node:
+        try:
+            with pytest.raises(ProgramUnusable, match="did not answer"):
+                await node.run(run_spec())
+            assert node.registry.runs(include_ended=True) == []
+        finally:
+            answer.set()
