@@ -57,6 +57,7 @@ _SHAPE: Final[tuple[Decorator, ...]] = (
     _flag(
         "--max-restarts",
         type=click.IntRange(0),
+        metavar="N",
         pet=True,
         text="Failures that lead to a restart of the whole run. Default: 0.",
     ),
@@ -126,6 +127,7 @@ _RENDEZVOUS: Final[tuple[Decorator, ...]] = (
     _flag(
         "--rdzv-backend",
         type=click.Choice(torchrun.BACKENDS),
+        metavar="NAME",
         pet=True,
         text="Accepted for torchrun's sake: every agentd can be the hub.",
     ),
@@ -138,12 +140,14 @@ _RENDEZVOUS: Final[tuple[Decorator, ...]] = (
     _flag(
         "--master-port",
         type=click.IntRange(1, 65535),
+        metavar="PORT",
         pet=True,
         text="MASTER_PORT for the workers. Default: a free one of rank 0's node.",
     ),
     _flag(
         "--node-rank",
         type=click.IntRange(0),
+        metavar="N",
         pet=True,
         text="Accepted for torchrun's sake: the hub gives out ranks in the order of the node list.",
     ),

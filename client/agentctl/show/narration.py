@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentctl.show.words import exit_of, plural
-from agentd.api.types import TERMINAL, Phase, RunStatus
+from agentd.api.types import TERMINAL, Phase, RunStatus, WorkerState
 
 _UNDER_WAY = (Phase.PENDING, Phase.RENDEZVOUS)
 
@@ -27,11 +27,18 @@ def narrate(before: RunStatus | None, now: RunStatus) -> list[str]:
         lines.append(
             f"round {now.round} is being stopped to form another: {now.reason or 'membership changed'}"
         )
-    if now.phase is Phase.STOPPING and (before is None or before.phase is not Phase.STOPPING):
+    news = before is None or before.phase is not Phase.STOPPING
+    if now.phase is Phase.STOPPING and news and not _is_done(now):
         lines.append(f"workers are being stopped: {now.reason or 'asked to'}")
     if before is not None and now.spares != before.spares and now.spares:
         lines.append(f"spare, waiting for the next round: {', '.join(now.spares)}")
     return lines
+
+
+def _is_done(status: RunStatus) -> bool:
+    """Whether the workers have ended well by themselves: then there is nothing to stop."""
+    workers = [w for node in status.nodes for group in node.groups for w in group.workers]
+    return bool(workers) and all(w.state is WorkerState.SUCCEEDED for w in workers)
 
 
 def _waiting(status: RunStatus) -> bool:

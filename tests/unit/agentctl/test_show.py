@@ -1,0 +1,244 @@
+"""What people and programs read: lines of workers, news, the end report, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from agentctl.flags import parse_std
+from agentctl.show.endreport import end_report
+from agentctl.show.lines import LONGEST_LINE, Choice, LineAssembler
+from agentctl.show.messages import to_dict
+from agentctl.show.narration import narrate
+from agentctl.show.tables import TableData, plain, run_table, runs_table
+from agentctl.show.words import duration, ranks, size
+from agentd.api import convert
+from agentd.api.errors import Unreachable
+from agentd.api.types import (
+    Failure,
+    GroupStatus,
+    LogChunk,
+    LogStream,
+    NodeStatus,
+    Phase,
+    RunStatus,
+    WorkerState,
+    WorkerStatus,
+)
+
+
+def chunk(
+    data: bytes, rank: int = 0, *, local_rank: int = 0, stream: LogStream = LogStream.STDOUT, round: int = 1
+) -> LogChunk:
+    return LogChunk(
+        role="default", round=round, rank=rank, local_rank=local_rank, stream=stream, offset=0, data=data
+    )
+
+
+def test_output_becomes_whole_lines_behind_role_and_rank() -> None:
+    lines = LineAssembler()
+    assert lines.take(chunk(b"one\ntw")) == b"[default 0]: one\n"
+    assert lines.take(chunk(b"other\n", 3)) == b"[default 3]: other\n"
+    assert lines.take(chunk(b"o\n")) == b"[default 0]: two\n"
+    assert lines.take(chunk(b"end")) == b""
+    assert lines.rest() == [(LogStream.STDOUT, b"[default 0]: end\n")]
+    assert lines.rest() == []
+
+
+def test_streams_and_rounds_of_a_worker_never_mix() -> None:
+    lines = LineAssembler()
+    lines.take(chunk(b"out"))
+    lines.take(chunk(b"err", stream=LogStream.STDERR))
+    assert lines.take(chunk(b"new\n", round=2)) == b"[default 0]: new\n"
+    assert sorted(data for _, data in lines.rest()) == [b"[default 0]: err\n", b"[default 0]: out\n"]
+
+
+def test_a_line_without_an_end_is_shown_in_pieces() -> None:
+    shown = LineAssembler(prefixed=False).take(chunk(b"x" * (LONGEST_LINE + 5)))
+    assert shown == b"x" * LONGEST_LINE + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("choice", "shown"),
+    [
+        (Choice(), {"0out", "0err", "1out", "1err"}),
+        (Choice(redirects=parse_std("3")), set()),
+        (Choice(redirects=parse_std("3"), tee=parse_std("0:1")), {"0out"}),
+        (Choice(redirects=parse_std("1:3")), {"0out", "0err"}),
+        (Choice(redirects=parse_std("1")), {"0err", "1err"}),
+        (Choice(local_ranks=frozenset({1})), {"1out", "1err"}),
+        (Choice(tee=parse_std("3"), local_ranks=frozenset({0})), {"0out", "0err"}),
+    ],
+)
+def test_redirects_tee_and_filter_choose_as_torchrun_does(choice: Choice, shown: set[str]) -> None:
+    seen = {
+        f"{rank}{stream.value[3:]}" for rank in (0, 1) for stream in LogStream if choice.shows(rank, stream)
+    }
+    assert seen == shown
+
+
+def worker(rank: int, state: WorkerState = WorkerState.HEALTHY, **ended: Any) -> WorkerStatus:
+    return WorkerStatus(
+        role="default", rank=rank, local_rank=rank % 2, role_rank=rank, pid=100 + rank, state=state, **ended
+    )
+
+
+def node(name: str, *workers: WorkerStatus, phase: Phase = Phase.RUNNING, round: int = 1) -> NodeStatus:
+    group = GroupStatus(
+        role="default", phase=phase, worker_state=WorkerState.HEALTHY, workers=workers, round=round
+    )
+    return NodeStatus(node_id=name, name=name, phase=phase, groups=(group,))
+
+
+WAITING = RunStatus(
+    run_id="r",
+    incarnation=5,
+    phase=Phase.RENDEZVOUS,
+    min_members=2,
+    max_members=2,
+    max_restarts=3,
+    missing=("b",),
+    nodes=(NodeStatus(node_id="a", name="a", phase=Phase.RENDEZVOUS),),
+)
+RUNNING = replace(
+    WAITING,
+    phase=Phase.RUNNING,
+    round=1,
+    missing=(),
+    nodes=(node("a", worker(0), worker(1)), node("b", worker(2), worker(3))),
+)
+FAILURE = Failure(
+    node_id="b",
+    role="default",
+    round=1,
+    rank=3,
+    local_rank=1,
+    pid=103,
+    signal=9,
+    message="killed",
+    stderr_tail="line 1\nline 2\n",
+    time=1_700_000_000.0,
+    error_file="/e.json",
+    log_dir="/logs/1",
+)
+
+
+def test_progress_tells_who_is_there_and_who_is_missing_and_nothing_twice() -> None:
+    assert narrate(None, WAITING) == ["waiting for nodes: 1 of 2 there (a), missing: b"]
+    assert narrate(WAITING, replace(WAITING, revision=9)) == []
+    assert narrate(WAITING, RUNNING) == ["round 1: 4 workers on a, b"]
+    assert narrate(RUNNING, replace(RUNNING, revision=10)) == []
+
+
+def test_a_round_is_told_when_all_its_nodes_have_told_their_workers() -> None:
+    half = replace(RUNNING, nodes=(node("a", worker(0), worker(1)), node("b")))
+    assert narrate(WAITING, half) == []
+    assert narrate(half, RUNNING) == ["round 1: 4 workers on a, b"]
+
+
+def test_a_restart_tells_its_cause() -> None:
+    restarting = replace(RUNNING, phase=Phase.RESTARTING, first_failure=FAILURE, reason="rank 3 failed")
+    assert narrate(RUNNING, restarting) == [
+        "rank 3 (default) on node b failed in round 1: killed by SIGKILL",
+        "round 1 is being stopped to form another: rank 3 failed",
+    ]
+
+
+def failed() -> RunStatus:
+    stopped = WorkerState.STOPPED
+    return replace(
+        RUNNING,
+        phase=Phase.FAILED,
+        first_failure=FAILURE,
+        started_at=1_699_999_990.0,
+        finished_at=1_700_000_001.0,
+        nodes=(
+            node("a", worker(0, stopped, signal=15), worker(1, stopped, signal=15), phase=Phase.FAILED),
+            node(
+                "b",
+                worker(2, stopped, signal=15),
+                worker(3, WorkerState.FAILED, signal=9),
+                phase=Phase.FAILED,
+            ),
+        ),
+    )
+
+
+def test_the_end_report_names_the_first_failure_and_lists_the_others_as_torn_down() -> None:
+    report = "\n".join(end_report(failed(), {}))
+    assert report.startswith("run r failed (4 workers on 2 nodes, 1 round, 11 s)")
+    assert (
+        "first failure: rank 3 (role default, local rank 1) on node b, pid 103: killed by SIGKILL" in report
+    )
+    for fact in ("2023-11-1", "/e.json on node b", "/logs/1 on node b", "| line 2"):
+        assert fact in report
+    assert "torn down by agentd, not failed: ranks 0-2" in report
+    assert "also failed" not in report
+
+
+def test_the_end_report_names_later_failures_and_nodes_that_could_not_be_asked() -> None:
+    status = failed()
+    second = replace(FAILURE, rank=2, pid=102, signal=None, exit_code=1, time=FAILURE.time + 1)
+    group = replace(status.nodes[1].groups[0], failures=(FAILURE, second))
+    status = replace(status, nodes=(status.nodes[0], replace(status.nodes[1], groups=(group,))))
+    report = "\n".join(end_report(status, {"a": Unreachable("a:7460")}))
+    assert "also failed: rank 2 (default) on node b, pid 102: exit code 1" in report
+    assert "torn down by agentd, not failed: ranks 0-1" in report
+    assert "node a could not be asked: no agentd answers at a:7460" in report
+
+
+def test_a_good_end_is_one_line() -> None:
+    nodes = (node("a", worker(0, WorkerState.SUCCEEDED, exit_code=0), phase=Phase.SUCCEEDED),)
+    done = replace(RUNNING, phase=Phase.SUCCEEDED, nodes=nodes, restart_count=1, round=2)
+    assert end_report(done, {}) == ["run r succeeded (1 worker on 1 node, 2 rounds, 1 restart of 3)"]
+
+
+def test_a_run_that_failed_without_a_worker_tells_the_reason() -> None:
+    lonely = replace(WAITING, phase=Phase.FAILED, reason="1 of 2 nodes joined within 600 s; missing: b")
+    assert "missing: b" in "\n".join(end_report(lonely, {}))
+
+
+def test_plain_tables_are_aligned_and_cut_nothing() -> None:
+    text = plain(TableData(columns=("A", "LONG"), rows=(("x" * 100, "1"), ("y", "2"))))
+    lines = text.splitlines()
+    assert [line.split() for line in lines] == [["A", "LONG"], ["x" * 100, "1"], ["y", "2"]]
+    assert len({line.rfind(line.split()[1]) for line in lines}) == 1
+
+
+def test_a_runs_table_has_a_line_for_each_worker_or_for_a_group_without_any() -> None:
+    rows = run_table(replace(RUNNING, nodes=(*RUNNING.nodes, node("c", phase=Phase.WAITING)))).rows
+    assert [row[0] for row in rows] == ["a", "a", "b", "b", "c"]
+    assert rows[-1][2] == "waiting"
+    assert runs_table([RUNNING]).rows[0][:3] == ("r", "running", "1")
+
+
+def test_json_has_the_protos_field_names_in_their_order_and_every_plain_field() -> None:
+    found = to_dict(convert.run_status_to_message(failed()))
+    assert list(found)[:4] == ["run_id", "incarnation", "phase", "round"]
+    assert (found["phase"], found["restart_count"], found["missing"]) == ("PHASE_FAILED", 0, [])
+    assert (found["first_failure"]["rank"], found["first_failure"]["signal"]) == (3, 9)
+    assert "exit_code" not in found["first_failure"]
+    first = found["nodes"][0]["groups"][0]["workers"][0]
+    assert (first["rank"], first["local_rank"], first["pid"]) == (0, 0, 100)
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (duration(0.24), "0.2 s"),
+        (duration(75), "75 s"),
+        (duration(3600), "60 min"),
+        (duration(7300), "2 h 1 min"),
+        (size(512), "512 B"),
+        (size(1536), "1.5 KiB"),
+        (size(3 * 2**30), "3.0 GiB"),
+        (ranks([3, 1, 2, 7]), "1-3, 7"),
+        (ranks([]), ""),
+    ],
+)
+def test_numbers_read_well(said: str, expected: str) -> None:
+    assert said == expected
