@@ -1,4 +1,4 @@
-"""What an earlier agentd of this state directory knew, made fit for the next. Touches the disk: use a thread."""
+"""What an earlier agentd of this state directory knew, made fit for the next. Touches the disk."""
 
 from __future__ import annotations
 

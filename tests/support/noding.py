@@ -21,9 +21,9 @@ from agentd.api.types import (
     RunSpec,
     RunStatus,
 )
+from agentd.daemon.rendezvous import NodeRendezvous
 from agentd.groups.journal import Journal
 from agentd.groups.registry import Registry
-from agentd.groups.rendezvous import HubRendezvous
 from agentd.hub.hub import Hub
 from agentd.hub.links import HubLink, LocalHubLink
 
@@ -91,13 +91,7 @@ class Neighbourhood:
         journal = Journal(state_dir / "agentd.db")
         await journal.start()
         hub = Hub(name, journal, address=name)
-        rendezvous = HubRendezvous(
-            hub,
-            node_id=name,
-            agent_uid=journal.agent_uid,
-            daemon_starts=journal.daemon_starts,
-            connect_hub=self._link,
-        )
+        rendezvous = _Near(self, hub, agent_uid=journal.agent_uid, daemon_starts=journal.daemon_starts)
         registry = Registry(
             node_id=name,
             state_dir=str(state_dir),
@@ -114,8 +108,16 @@ class Neighbourhood:
             await registry.close()
             await journal.close()
 
-    def _link(self, address: str) -> HubLink:
-        return LocalHubLink(self.nodes[address].hub)
+
+class _Near(NodeRendezvous):
+    """Reaches other nodes' hubs without a wire."""
+
+    def __init__(self, near: Neighbourhood, hub: Hub, *, agent_uid: str, daemon_starts: int) -> None:
+        super().__init__(hub, agent_uid=agent_uid, daemon_starts=daemon_starts)
+        self._near = near
+
+    def _link(self, hub_address: str) -> HubLink:
+        return LocalHubLink(self._near.nodes[hub_address].hub) if hub_address else super()._link("")
 
 
 async def _address(name: str) -> str:
