@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -29,8 +30,10 @@ from agentd.hub.messages import (
     SessionHello,
     StopRound,
 )
-from agentd.hub.state import Attached, Beat, NodeSilent, Received, StreamEnded, Tick
+from agentd.hub.state import Attached, Beat, MemberKey, NodeSilent, Received, StreamEnded, Tick
 from tests.unit.hub.rig import Rig, make_spec
+
+pytestmark = pytest.mark.timeout(600)
 
 NODES = ("a", "b", "c", "d", "e")
 LISTED = NODES[:3]
@@ -117,6 +120,7 @@ class RendezvousMachine(RuleBasedStateMachine):
         self.history: list[tuple[str, int, MemberMessage]] = []
         self.highest_round = 0
         self.written_round = 0
+        self.given_up: set[str] = set()
         for name in here:
             self.connect(self.nodes[name])
         self.all_words_arrive(here)
@@ -142,18 +146,25 @@ class RendezvousMachine(RuleBasedStateMachine):
             if node.connected:
                 node.from_hub.append(message)
         self.rig.told.clear()
+        self.given_up.update(key.node_id for key in self.rig.state.out)
         for name, epoch in self.rig.closed:
+            self.given_up.add(name)
             node = self.nodes[name]
             if node.connected and node.epoch == epoch:
                 self.cut(node)
         self.rig.closed.clear()
 
     def cut(self, node: SimNode) -> None:
+        if node.left:
+            # To end its stream is a leaving node's word that nothing runs there any more.
+            self.given_up.add(node.name)
         node.connected = False
         node.to_hub.clear()
         node.from_hub.clear()
 
     def connect(self, node: SimNode) -> None:
+        if node.left:
+            self.given_up.add(node.name)
         node.epoch += 1
         hello = SessionHello(
             run_id="run",
@@ -237,7 +248,10 @@ class RendezvousMachine(RuleBasedStateMachine):
 
     def node_reads(self, node: SimNode, count: int) -> None:
         while node.from_hub and count:
+            before = node.running
             node.hear(node.from_hub.popleft())
+            if node.running != before:
+                self.given_up.discard(node.name)
             count -= 1
 
     @rule(data=st.data(), calm=CALM)
@@ -387,14 +401,14 @@ class RendezvousMachine(RuleBasedStateMachine):
         assert len({(place.master_addr, place.master_port, place.round) for place in places}) == 1
 
     @invariant()
-    def no_member_of_the_round_runs_another(self) -> None:
-        """The heart: when a round has formed, none of its members runs an older one."""
+    def no_worker_of_an_older_round_runs_beside_a_new_one(self) -> None:
+        """The heart. Only nodes the hub has given up, as lost or unkillable, may be behind."""
         state = self.rig.state
-        for key in state.live:
-            node = self.nodes[key.node_id]
-            assert node.running in (0, state.round)
-        for node in self.nodes.values():
+        for name, node in self.nodes.items():
             assert node.running <= state.round
+            if 0 < node.running < state.round:
+                assert name in self.given_up
+                assert MemberKey(name, "default") not in state.live
 
     @invariant()
     def numbers_only_grow_and_budgets_hold(self) -> None:
@@ -445,7 +459,7 @@ class RendezvousMachine(RuleBasedStateMachine):
 
 TestRendezvousMachine = RendezvousMachine.TestCase
 TestRendezvousMachine.settings = settings(
-    max_examples=150,
+    max_examples=100,
     stateful_step_count=60,
     deadline=None,
     database=None,

@@ -223,6 +223,26 @@ def test_member_that_heartbeats_but_does_not_answer_is_lost_after_a_bounded_time
     assert rig.stopped() == ["a", "b"], "it is back, and there is room for it"
 
 
+def test_only_gone_answers_for_a_member_whose_workers_run() -> None:
+    rig = running("a", "b")
+    rig.fail("a")
+    rig.gone("a")
+    rig.ready("b")
+    rig.gone("b", round_=99)
+    rig.done("b")
+    assert rig.placed() == {}
+    rig.gone("b")
+    assert sorted(rig.placed()) == ["a", "b"]
+
+
+def test_end_does_not_wait_for_a_node_that_has_no_stream() -> None:
+    rig = running("a", "b")
+    rig.break_stream("b")
+    rig.terminate()
+    rig.gone("a")
+    assert rig.phase() is Phase.STOPPED
+
+
 def test_lost_host_of_a_running_member_is_a_counted_failure() -> None:
     rig = running("a", "b", max_restarts=1)
     rig.fail("b", reason="the host was lost: killed by SIGKILL")
