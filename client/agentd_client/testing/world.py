@@ -237,6 +237,9 @@ class World:
         if len(run.members) < run.status.min_members:
             self._publish(run, missing=missing)
             return
+        # Ranks follow the node list, as agentd gives them out, however the calls raced.
+        order = {node: i for i, node in enumerate(run.spec.nodes)}
+        run.members = dict(sorted(run.members.items(), key=lambda item: order.get(item[1].name, len(order))))
         ranks = iter(range(100_000))
         for group_rank, (member, node) in enumerate(run.members.items()):
             run.members[member] = _with_workers(node, group_rank, run, ranks)
