@@ -253,14 +253,13 @@ class Registry:
     def health(self, run_id: str, role: str | None) -> bool:
         """Whether a run's groups here, or the one of a role, do their work. Raises `RunNotFound`."""
         status = self._board.get(run_id)
-        run = self._live.get((status.run_id, status.incarnation))
-        groups = run.groups() if run else ()
-        if role is not None:
-            groups = tuple(group for group in groups if group.role == role)
-            if not groups:
-                raise RunNotFound(f"{run_id}/{role}", self._node_id)
+        own = (node for node in status.nodes if node.node_id == self._node_id)
+        groups = [group for node in own for group in node.groups if role in (None, group.role)]
+        if role is not None and not groups:
+            raise RunNotFound(f"{run_id}/{role}", self._node_id)
         well = (WorkerState.HEALTHY, WorkerState.SUCCEEDED)
-        return bool(groups) and all(group.worker_state in well for group in groups)
+        live = status.phase not in TERMINAL
+        return live and bool(groups) and all(group.worker_state in well for group in groups)
 
     # --- admission
 

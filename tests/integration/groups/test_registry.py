@@ -38,7 +38,7 @@ from agentd.api.types import (
     WorkerState,
     WorkerStatus,
 )
-from agentd.groups import journal
+from agentd.groups import journal, supervisor
 from agentd.groups import registry as registry_module
 from tests.support.fleet import is_gone
 from tests.support.noding import PATIENCE_S, Node, one_node, program, run_spec
@@ -376,6 +376,7 @@ async def test_health_follows_the_workers(tmp_path: Path) -> None:
             node.registry.health("job", "other")
         await stopped(node)
         assert not node.registry.health("job", None)
+        assert not node.registry.health("job", "default")
     assert set(changes) == {"job"}
 
 
@@ -466,3 +467,21 @@ async def test_a_disk_that_does_not_answer_refuses_the_run_in_time(
             assert node.registry.runs(include_ended=True) == []
         finally:
             answer.set()
+
+
+async def test_a_fault_of_the_supervisor_leaves_no_worker_unwatched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    async with one_node(tmp_path) as node:
+        await node.run(run_spec())
+        status = await node.runs("job")
+        monkeypatch.setattr(supervisor, "step", fails)
+        os.kill(workers(status)[0].pid, signal.SIGKILL)
+        lost = await node.reaches("job", lambda s: s.nodes[0].groups[0].phase is Phase.LOST)
+        assert "a fault of ours" in lost.nodes[0].groups[0].reason
+        await wait_until_async(lambda: all(is_gone(worker.pid) for worker in workers(status)))
+        monkeypatch.undo()
+        assert (await stopped(node)).phase is Phase.STOPPED
