@@ -8,17 +8,21 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import grpc
 import psutil
 
 from agentd.api.channel import CLIENT_OPTIONS
 from agentd.v1 import agent_service_pb2 as service
-from agentd.v1.agent_service_pb2_grpc import AgentServiceAsyncStub, AgentServiceStub
+from agentd.v1.agent_service_pb2_grpc import AgentServiceStub
 from benchmarks import torchrun
 from benchmarks.figures import Figure
 from tests.support.fleet import Controller, Fleet, agentctl, agentd, fleet, write_script
 from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from agentd.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
 
 START_S = 60.0
 MIB = 2**20
@@ -160,7 +164,7 @@ def status(root: Path, calls: int) -> Figure:
 
     async def ask(target: str) -> tuple[float, ...]:
         async with grpc.aio.insecure_channel(target, options=CLIENT_OPTIONS) as channel:
-            stub: AgentServiceAsyncStub = AgentServiceStub(channel)  # type: ignore[assignment]
+            stub = cast("AgentServiceAsyncStub", AgentServiceStub(channel))
             request = service.StatusRequest(run_id="b")
             await stub.Status(request, timeout=10)
             samples = []

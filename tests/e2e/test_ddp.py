@@ -1,0 +1,75 @@
+"""The main job: a real PyTorch DDP training over three agentds, hurt while it trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fleet import BIN, Controller, agentctl, fleet
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "ddp_train.py"
+TRAINING_S = 120.0
+
+
+def result(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
+def training(folder: Path, *more: str) -> list[str]:
+    return [str(SCRIPT), "--steps", "60", "--checkpoint-every", "5", "--checkpoint-dir", str(folder), *more]
+
+
+def test_a_hurt_training_ends_with_the_parameters_of_an_undisturbed_one_and_of_torchrun(
+    tmp_path: Path,
+) -> None:
+    undisturbed, hurt, under_torchrun = (tmp_path / name for name in ("undisturbed", "hurt", "torchrun"))
+    with fleet(tmp_path, "a", "b", "c") as nodes:
+        common = ["run", "--nodes", nodes.targets(), "--nproc-per-node", "2", "--max-restarts", "2"]
+        done = agentctl(*common, "--run-id", "calm", *training(undisturbed), timeout=TRAINING_S)
+        assert done.returncode == 0, done.stderr
+
+        with Controller(
+            *common, "--run-id", "hurt", *training(hurt, "--step-seconds", "0.05"), root=tmp_path
+        ) as run:
+            wait_until((hurt / "checkpoint.pt").exists, TRAINING_S)
+            victim = next(worker for worker in nodes.workers("hurt") if worker["rank"] == 3)
+            os.kill(int(victim["pid"]), signal.SIGKILL)
+            assert run.wait(TRAINING_S) == 0, run.err + run.out
+
+        ended = nodes.status("hurt")
+        assert (ended["phase"], ended["round"], ended["restart_count"]) == ("PHASE_SUCCEEDED", 2, 1)
+        assert ended["first_failure"]["signal"] == signal.SIGKILL
+        assert ended["first_failure"]["rank"] == 3
+        logs = agentctl("logs", "hurt", "--nodes", nodes.targets(), "--all-rounds").stdout
+        resumed = [line for line in logs.splitlines() if "restart 1, goes on after step" in line]
+        assert len(resumed) == 6
+        assert not any("after step 0" in line for line in resumed)
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [
+            BIN / "torchrun",
+            "--nproc-per-node",
+            "6",
+            "--log-dir",
+            str(tmp_path / "logs"),
+            *training(under_torchrun),
+        ],
+        check=True,
+        timeout=TRAINING_S,
+        env=environment,
+        capture_output=True,
+    )
+    assert result(hurt)["parameters"] == result(undisturbed)["parameters"]
+    assert result(hurt)["parameters"] == result(under_torchrun)["parameters"]
+    assert result(hurt)["loss"] < 0.1

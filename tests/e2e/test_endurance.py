@@ -1,0 +1,57 @@
+"""Many runs leave nothing behind: no process, descriptor, socket, thread; and memory stays."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.fleet import Node, agentctl, agentd, descendants, write_script
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(240)
+
+WARM_UP = 20
+IN_A_ROW = 100
+AT_ONCE = 20
+MOST_THREADS = 48
+"""All pools of the daemon full; a thread for each run would be far beyond."""
+
+
+def descriptors(node: Node) -> int:
+    """Open files and sockets of the daemon."""
+    return len(os.listdir(f"/proc/{node.pid}/fd"))
+
+
+def threads(node: Node) -> int:
+    return len(os.listdir(f"/proc/{node.pid}/task"))
+
+
+def one_run(node: Node, script: Path, run_id: str) -> None:
+    done = agentctl("run", "--nodes", node.target, "--run-id", run_id, str(script), timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def settled(node: Node, fds: int) -> bool:
+    return descriptors(node) <= fds and threads(node) <= MOST_THREADS and not descendants(node.pid)
+
+
+def test_a_hundred_runs_in_a_row_and_twenty_at_once_leave_nothing(tmp_path: Path) -> None:
+    script = write_script(tmp_path / "s.py", "print('done')")
+    with agentd(tmp_path, "a") as node:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda i: one_run(node, script, f"warm-{i}"), range(WARM_UP)))
+        wait_until(lambda: not descendants(node.pid), 30)
+        fds, memory = descriptors(node), psutil.Process(node.pid).memory_info().rss
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda i: one_run(node, script, f"row-{i}"), range(IN_A_ROW)))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda i: one_run(node, script, f"at-once-{i}"), range(AT_ONCE)))
+        wait_until(lambda: settled(node, fds), 60, what=f"at most {fds} descriptors, no process")
+        grown = psutil.Process(node.pid).memory_info().rss - memory
+        assert grown < 12 * 1024 * 1024, f"{grown / 2**20:.1f} MiB more after {IN_A_ROW + AT_ONCE} runs"
+        assert not node.process.poll()
+    assert "Traceback" not in node.log.read_text()

@@ -1,0 +1,229 @@
+"""Real agentds on loopback and the real command line, for tests of the whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agentctl.exits import ExitCode
+from tests.support import leaks
+from tests.support.waiting import wait_until
+
+BIN = Path(sys.executable).parent
+START_S = 30.0
+CALL_S = 60.0
+
+
+@dataclass
+class Node:
+    """One agentd process."""
+
+    name: str
+    target: str
+    state_dir: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def kill(self) -> None:
+        """SIGKILL: what a crash or an out-of-memory kill does."""
+        self.process.kill()
+        self.process.wait(CALL_S)
+
+    def stop(self, timeout: float = CALL_S) -> int:
+        """SIGTERM, and its exit status."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(timeout)
+
+
+@contextlib.contextmanager
+def agentd(
+    root: Path,
+    name: str = "a",
+    *flags: str,
+    listen: str = "127.0.0.1:0",
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Node]:
+    """A running agentd with its own state directory below `root`; ended at the end."""
+    home = root / f"node-{name}"
+    home.mkdir(parents=True, exist_ok=True)
+    port_file, log = home / "port", home / "agentd.log"
+    port_file.unlink(missing_ok=True)
+    command = [
+        str(BIN / "agentd"),
+        "--listen",
+        listen,
+        "--node-id",
+        name,
+        "--state-dir",
+        str(home / "state"),
+        "--port-file",
+        str(port_file),
+        *flags,
+    ]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})}
+        )
+    node = Node(name, "", home / "state", process, log)
+    try:
+        wait_until(lambda: port_file.exists() or process.poll() is not None, START_S)
+        assert process.poll() is None, f"agentd {name} ended at once:\n{log.read_text()}"
+        node.target = listen if listen.startswith("unix:") else f"127.0.0.1:{port_file.read_text().strip()}"
+        yield node
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(CALL_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(CALL_S)
+
+
+@dataclass
+class Fleet:
+    """Several agentds of one test."""
+
+    root: Path
+    nodes: dict[str, Node] = field(default_factory=dict)
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def __getitem__(self, name: str) -> Node:
+        return self.nodes[name]
+
+    def start(self, name: str, *flags: str) -> Node:
+        node = self.stack.enter_context(agentd(self.root, name, *flags))
+        self.nodes[name] = node
+        return node
+
+    def targets(self, *names: str) -> str:
+        """A --nodes list of these nodes, or of all."""
+        return ",".join(self.nodes[name].target for name in names or self.nodes)
+
+    def workers(self, run_id: str) -> list[dict[str, Any]]:
+        """Every running worker of the run, as status shows it."""
+        status = self.status(run_id)
+        return [
+            {**worker, "node": node["node_id"]}
+            for node in status.get("nodes", [])
+            for group in node.get("groups", [])
+            for worker in group.get("workers", [])
+            if group["phase"] == "PHASE_RUNNING"
+        ]
+
+    def status(self, run_id: str, *names: str) -> dict[str, Any]:
+        """The run as `agentctl status` shows it; of a run that is not known yet, no node and no phase."""
+        done = agentctl("status", run_id, "--nodes", self.targets(*names), "-o", "json")
+        if done.returncode == ExitCode.NOT_FOUND:
+            return {"nodes": [], "phase": ""}
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def phase(self, run_id: str, *names: str) -> str:
+        return str(self.status(run_id, *names)["phase"])
+
+
+@contextlib.contextmanager
+def fleet(root: Path, *names: str) -> Iterator[Fleet]:
+    """agentds under these names; what they leave in their logs is shown when a test fails."""
+    made = Fleet(root)
+    with made.stack:
+        for name in names:
+            made.start(name)
+        yield made
+
+
+def agentctl(
+    *arguments: str, timeout: float = CALL_S, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the real command line to its end."""
+    return subprocess.run(
+        [str(BIN / "agentctl"), *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=timeout,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+
+
+class Controller:
+    """An `agentctl` that runs beside the test."""
+
+    def __init__(
+        self, *arguments: str, root: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        self._files = [root / f"agentctl-{id(self)}.{stream}" for stream in ("out", "err")]
+        with self._files[0].open("wb") as out, self._files[1].open("wb") as err:
+            self.process = subprocess.Popen(
+                [str(BIN / "agentctl"), *arguments],
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
+                cwd=cwd,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+
+    @property
+    def out(self) -> str:
+        return self._files[0].read_text(errors="replace")
+
+    @property
+    def err(self) -> str:
+        return self._files[1].read_text(errors="replace")
+
+    def send(self, signum: int) -> None:
+        self.process.send_signal(signum)
+
+    def wait(self, timeout: float = CALL_S) -> int:
+        return self.process.wait(timeout)
+
+    def __enter__(self) -> Controller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait(CALL_S)
+
+
+def write_script(path: Path, *lines: str) -> Path:
+    """A Python program of these lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def is_gone(pid: int) -> bool:
+    """Whether no live process has this pid (a zombie is dead)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith(("Z", "X"))
+    except OSError:
+        return True
+
+
+def descendants(pid: int) -> Sequence[leaks.Process]:
+    """All processes below one."""
+    return list(leaks.descendants(pid))
+
+
+def read_json_lines(folder: Path, pattern: str = "*.json") -> list[dict[str, Any]]:
+    """The JSON objects that workers left as files."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
