@@ -46,8 +46,19 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
 _BROKEN_PIPE_CODE: Final = 141
 
 
+class OutputGone(Exception):
+    """Nobody reads our standard output any more."""
+
+
 class LazyGroup(click.Group):
     """Imports a command when it is needed."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command. Click would turn a broken pipe into a failure of the program."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise OutputGone from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command, in reading order."""
@@ -78,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     caller.quiet_grpc()
     try:
         return _run(arguments)
-    except BrokenPipeError:
-        # Who read our output has gone: nothing more can be said there, at the exit neither.
+    except (OutputGone, BrokenPipeError):
+        # Nothing more can be said there, when the interpreter ends neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _BROKEN_PIPE_CODE
     except (KeyboardInterrupt, click.Abort):

@@ -1,0 +1,171 @@
+"""`--standalone`: an agentd for one run, which leaves nothing however agentctl ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentctl.exits import ExitCode
+from agentctl.standalone import KEPT, standalone, state_root
+from agentd_client import AgentClient
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(120)
+
+AGENTCTL = Path(sys.executable).parent / "agentctl"
+TIMEOUT_S = 60
+SLEEPER = """
+import os, pathlib, sys, time
+folder, rank = pathlib.Path(sys.argv[1]), os.environ["RANK"]
+(folder / f"{rank}.tmp").write_text(f"{os.getpid()} {os.getppid()}")
+(folder / f"{rank}.tmp").rename(folder / f"{rank}.pid")
+time.sleep(1000)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def program(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "program.py"
+    path.write_text(text)
+    return str(path)
+
+
+def ctl(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [AGENTCTL, "run", "--standalone", *arguments],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S, check=False, cwd=cwd,
+    )  # fmt: skip
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [AGENTCTL, "run", "--standalone", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def pids(folder: Path) -> list[int]:
+    """Workers and their hosts."""
+    return [int(pid) for path in folder.glob("*.pid") for pid in path.read_text().split()]
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith(("Z", "X"))
+    except OSError:
+        return True
+
+
+def agentd_pids(state: Path) -> list[int]:
+    """Every agentd of these state directories that lives."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"agentd" in words and any(word.startswith(os.fsencode(state)) for word in words):
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_a_run_needs_nothing_installed_or_started_and_leaves_nothing(tmp_path: Path, own_state: Path) -> None:
+    script = program(tmp_path, "import os; print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'])")
+    done = ctl("--nproc-per-node", "2", script)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["[default 0]: rank 0 of 2", "[default 1]: rank 1 of 2"]
+    assert agentd_pids(own_state) == []
+
+
+def test_the_first_failed_workers_code_is_the_exit_code(tmp_path: Path) -> None:
+    script = program(tmp_path, "import sys; print('the cause', file=sys.stderr); sys.exit(42)")
+    done = ctl(script)
+    assert done.returncode == 42
+    assert "exit code 42" in done.stderr
+    assert "| the cause" in done.stderr
+
+
+def test_a_folder_called_agentd_beside_the_user_is_not_taken_for_the_program(tmp_path: Path) -> None:
+    (tmp_path / "agentd").mkdir()
+    (tmp_path / "agentd" / "__main__.py").write_text("raise SystemExit(99)")
+    script = program(tmp_path, "import os; print(os.getcwd())")
+    done = ctl(script, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"[default 0]: {tmp_path}\n"), done.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_stops_the_run_and_the_agentd(tmp_path: Path, own_state: Path, signum: int) -> None:
+    run = start("--stop-grace", "5", program(tmp_path, SLEEPER), str(tmp_path))
+    wait_until(lambda: pids(tmp_path), 30)
+    run.send_signal(signum)
+    _, err = run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == 128 + signum, err
+    assert "was stopped" in err
+    assert all(is_gone(pid) for pid in pids(tmp_path))
+    assert agentd_pids(own_state) == []
+
+
+def test_kill_9_of_agentctl_leaves_nothing(tmp_path: Path, own_state: Path) -> None:
+    run = start("--nproc-per-node", "2", "--stop-grace", "1", program(tmp_path, SLEEPER), str(tmp_path))
+    wait_until(lambda: len(pids(tmp_path)) == 4, 30)
+    everyone = pids(tmp_path) + agentd_pids(own_state)
+    run.kill()
+    run.communicate(timeout=TIMEOUT_S)
+    wait_until(lambda: all(is_gone(pid) for pid in everyone), 30)
+    wait_until(lambda: not agentd_pids(own_state), 30)
+
+
+def test_a_lost_terminal_does_not_end_the_run(tmp_path: Path) -> None:
+    script = program(
+        tmp_path,
+        "import pathlib, sys, time\n"
+        "pathlib.Path(sys.argv[1], 'up').touch()\n"
+        "while not pathlib.Path(sys.argv[1], 'end').exists(): time.sleep(0.02)\n",
+    )
+    run = start(script, str(tmp_path))
+    wait_until((tmp_path / "up").exists, 30)
+    run.send_signal(signal.SIGHUP)
+    (tmp_path / "end").touch()
+    _, err = run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == 0, err
+
+
+def test_an_agentd_that_does_not_come_up_is_told_with_its_log(own_state: Path) -> None:
+    own_state.write_text("a file where a directory should be")
+    done = ctl("x.py")
+    assert done.returncode == ExitCode.UNREACHABLE
+    assert "no state directory can be made" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_script_is_refused_by_name(tmp_path: Path) -> None:
+    done = ctl("/nowhere/train.py")
+    assert done.returncode == ExitCode.REFUSED
+    assert "/nowhere/train.py" in done.stderr
+
+
+def test_old_state_is_removed_and_state_in_use_is_not(own_state: Path) -> None:
+    environ = dict(os.environ)
+    root = state_root(environ)
+    assert root == own_state / "agentd-standalone"
+    with standalone(environ) as used:
+        for number in range(KEPT + 5):
+            (root / f"3{number:03}0101-000000-old").mkdir()
+        with standalone(environ) as newest:
+            with AgentClient(newest.target) as client:
+                assert client.health() == "SERVING"
+            kept = {path.name for path in root.iterdir()}
+            assert {used.state_dir.name} <= kept
+            assert len(kept) <= KEPT + 2
+    assert agentd_pids(own_state) == []
