@@ -9,7 +9,7 @@ from collections.abc import Awaitable
 from contextlib import aclosing
 from typing import Any, Final
 
-from agentctl import exits
+from agentctl import caller, exits
 from agentctl.show.display import Display
 from agentctl.show.talk import say
 from agentd.api.errors import AgentError
@@ -112,7 +112,7 @@ class Attached:
     async def _ask_to_stop(self, grace: float | None) -> None:
         assert self._handle is not None
         try:
-            await self._handle.stop(grace=grace, reason=f"{_name(self._signals)} at agentctl")
+            await self._handle.stop(grace=grace, reason=f"{_name(self._signals)} of {caller.name()}")
         except AgentError as error:
             say(f"the run could not be told to stop: {error}")
 

@@ -41,7 +41,7 @@ def _authority(status: RunStatus) -> tuple[bool, int, int, bool, int]:
 
 
 def _merge_nodes(base: RunStatus, told: Sequence[RunStatus]) -> tuple[NodeStatus, ...]:
-    """Each node once, in the order of the base, then as they come."""
+    """Each node once, in the order of their group ranks, then as they come."""
     seen: dict[str, NodeStatus] = {node.node_id: node for node in base.nodes}
     for status in told:
         if status is base:
@@ -49,7 +49,11 @@ def _merge_nodes(base: RunStatus, told: Sequence[RunStatus]) -> tuple[NodeStatus
         for node in status.nodes:
             known = seen.get(node.node_id)
             seen[node.node_id] = node if known is None else _join(known, node)
-    return tuple(seen.values())
+    return tuple(sorted(seen.values(), key=_first_group_rank))
+
+
+def _first_group_rank(node: NodeStatus) -> float:
+    return min((g.group_rank for g in node.groups if g.group_rank is not None), default=float("inf"))
 
 
 def _join(known: NodeStatus, other: NodeStatus) -> NodeStatus:

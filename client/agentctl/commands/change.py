@@ -50,7 +50,7 @@ def stop(run_id: str, grace: float | None, reason: str, waits: bool, **values: A
 
     with open_fleet(resolve_nodes(values["nodes"], values["hostfile"]), values["deadline"]) as fleet:
         handle = fleet.find(run_id)
-        report = handle.stop(grace=grace, reason=reason or "agentctl stop")
+        report = handle.stop(grace=grace, reason=reason or f"agentctl stop of {caller.name()}")
         if waits:
             report = handle.wait()
     state = report.status.phase
@@ -130,7 +130,9 @@ def leave(run_id: str, nodes: tuple[str, ...], grace: float | None, reason: str,
     targets = _named(nodes)
     with Fleet(targets, timeout_s=values["deadline"]) as fleet:
         names = [node.name for node in nodes_of(targets)]
-        result = fleet.find(run_id).leave(names, grace=grace, reason=reason or "agentctl leave")
+        result = fleet.find(run_id).leave(
+            names, grace=grace, reason=reason or f"agentctl leave of {caller.name()}"
+        )
     for name in result.answers:
         say(f"node {name} leaves run {run_id}")
     _write((convert.run_status_to_message(status) for status in result.answers.values()), values["output"])

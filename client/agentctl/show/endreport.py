@@ -27,9 +27,14 @@ def end_report(status: RunStatus, problems: Mapping[str, AgentError]) -> list[st
 
 def _headline(status: RunStatus) -> str:
     facts = []
-    workers = sum(len(group.workers) for node in status.nodes for group in node.groups)
-    if workers:
-        facts.append(f"{plural(workers, 'worker')} on {plural(len(status.nodes), 'node')}")
+    last = [
+        len(group.workers)
+        for node in status.nodes
+        for group in node.groups
+        if group.workers and group.round == status.round
+    ]
+    if last:
+        facts.append(f"{plural(sum(last), 'worker')} on {plural(_node_count(status), 'node')}")
     if status.round:
         facts.append(plural(status.round, "round"))
     if status.restart_count:
@@ -40,6 +45,11 @@ def _headline(status: RunStatus) -> str:
         facts.append(duration(max(0.0, status.finished_at - status.started_at)))
     about = f" ({', '.join(facts)})" if facts else ""
     return f"run {status.run_id} {_VERBS.get(status.phase, f'is {status.phase}')}{about}"
+
+
+def _node_count(status: RunStatus) -> int:
+    """Nodes that had a part in the last round."""
+    return sum(any(g.workers and g.round == status.round for g in node.groups) for node in status.nodes)
 
 
 _VERBS = {
@@ -84,16 +94,17 @@ def _others(status: RunStatus, first: Failure) -> list[str]:
 
 
 def _torn_down(status: RunStatus) -> list[str]:
-    failed = {(failure.role, failure.rank) for failure in _failures(status)}
-    if status.first_failure is not None:
-        failed.add((status.first_failure.role, status.first_failure.rank))
+    failures = [*_failures(status), *([status.first_failure] if status.first_failure else [])]
+    # Ranks of an earlier round were other processes.
+    failed = {(failure.role, failure.rank) for failure in failures if failure.round == status.round}
     stopped = [
         w for w in _workers(status) if w.state is not WorkerState.SUCCEEDED and (w.role, w.rank) not in failed
     ]
     if not stopped:
         return []
     noun = "rank" if len(stopped) == 1 else "ranks"
-    return [f"  torn down by agentd, not failed: {noun} {ranks(worker.rank for worker in stopped)}"]
+    how = "torn down by agentd, not failed" if status.phase is Phase.FAILED else "stopped by agentd"
+    return [f"  {how}: {noun} {ranks(worker.rank for worker in stopped)}"]
 
 
 def _failures(status: RunStatus) -> list[Failure]:
@@ -102,4 +113,5 @@ def _failures(status: RunStatus) -> list[Failure]:
 
 
 def _workers(status: RunStatus) -> list[WorkerStatus]:
-    return [worker for node in status.nodes for group in node.groups for worker in group.workers]
+    groups = [group for node in status.nodes for group in node.groups if group.round == status.round]
+    return [worker for group in groups for worker in group.workers]

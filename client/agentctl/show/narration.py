@@ -68,6 +68,8 @@ def _there(status: RunStatus) -> list[str]:
 
 def _is_whole(status: RunStatus) -> bool:
     """Whether every member's workers are known to run: nodes tell theirs one after the other."""
+    if any(node.phase is Phase.RUNNING and not node.groups for node in status.nodes):
+        return False
     groups = [
         group
         for node in status.nodes

@@ -191,7 +191,7 @@ def test_the_end_report_names_later_failures_and_nodes_that_could_not_be_asked()
 
 
 def test_a_good_end_is_one_line() -> None:
-    nodes = (node("a", worker(0, WorkerState.SUCCEEDED, exit_code=0), phase=Phase.SUCCEEDED),)
+    nodes = (node("a", worker(0, WorkerState.SUCCEEDED, exit_code=0), phase=Phase.SUCCEEDED, round=2),)
     done = replace(RUNNING, phase=Phase.SUCCEEDED, nodes=nodes, restart_count=1, round=2)
     assert end_report(done, {}) == ["run r succeeded (1 worker on 1 node, 2 rounds, 1 restart of 3)"]
 
