@@ -66,7 +66,7 @@ class NodeRendezvous:
         listener: Listener,
     ) -> Session:
         """Speak with the hub of a run, again and again if need be, until it is closed."""
-        hub_timeout = spec.rendezvous.hub_timeout
+        hub_timeout, lease = spec.rendezvous.hub_timeout, spec.rendezvous.lease
         session = MemberSession(
             run_id=spec.run_id,
             incarnation=incarnation,
@@ -80,6 +80,8 @@ class NodeRendezvous:
             link=self._link(hub_address),
             listener=listener,
             next_epoch=lambda: next(self._epochs),
+            # Workers do not outlive their agentd yet, so a longer wait for it would be in vain.
+            reattach_window=defaults.LEASE if lease is None else lease,
             hub_timeout=defaults.HUB_TIMEOUT if hub_timeout is None else hub_timeout,
         )
         session.start()

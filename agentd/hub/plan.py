@@ -48,9 +48,6 @@ def make_plan(
     rendezvous = spec.rendezvous
     expected = expected_members(spec)
     fewest, most = member_bounds(spec)
-    if not (expected or rendezvous.min_members or rendezvous.max_members):
-        # Open and of no said size: one node with all its roles.
-        fewest = most = len(spec.roles)
     return RunPlan(
         spec=spec,
         incarnation=incarnation,
