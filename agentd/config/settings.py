@@ -31,7 +31,7 @@ class Setting:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not a text")  # noqa: TRY004 (one kind of error for all readers)
+        raise ValueError(f"{value!r} is not a text")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What a run uses where its spec says nothing: the one owner of numbers that hub, groups and host must agree on.
+"""What a run uses where its spec says nothing: the one owner of what hub, groups and host must agree on.
 
 All in seconds.
 """
