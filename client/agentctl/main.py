@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import tempfile
-import traceback
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
@@ -122,6 +120,9 @@ def _failed(error: Exception) -> int:
     if isinstance(error, AgentError):
         say(str(error))
         return of_error(error)
+    import tempfile
+    import traceback
+
     with tempfile.NamedTemporaryFile(
         "w", prefix="agentctl-error-", suffix=".txt", delete=False, encoding="utf-8"
     ) as story:

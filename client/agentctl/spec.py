@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,6 @@ import click
 
 from agentctl import torchrun
 from agentctl.hosts import Nodes
-from agentctl.specfile import parse_spec
 from agentd.api.errors import InvalidSpec
 from agentd.api.types import (
     NAME,
@@ -94,6 +93,8 @@ def build_wish(flags: SpecFlags, nodes: Nodes) -> Wish:
 
 
 def _from_file(flags: SpecFlags) -> RunSpec:
+    from agentctl.specfile import parse_spec
+
     path = flags.spec_file or ""
     if flags.script is not None:
         raise click.UsageError(f"--spec {path} names the programs; {flags.script!r} is one too many")
@@ -201,7 +202,7 @@ def _run_id(flags: SpecFlags, given: RunSpec) -> str:
 def new_run_id(entrypoint: str) -> str:
     """An id that nobody else has, which tells the program."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(entrypoint).stem).strip("-")[:40] or "run"
-    return f"{stem}-{secrets.token_hex(4)}"
+    return f"{stem}-{os.urandom(4).hex()}"
 
 
 def _hub(flags: SpecFlags) -> str | None:

@@ -31,7 +31,7 @@ _LONGEST_PAUSE_S: Final = 5.0
 _NEVER: Final = float("inf")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FollowOptions:
     """How a run is followed."""
 

@@ -22,7 +22,7 @@ from agentd_client.report import Start
 from agentd_client.retry import call_each, is_absence
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Launch:
     """A wish to have a run: what, where, and by which request."""
 
@@ -51,7 +51,7 @@ class Launch:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Launched:
     """A run that has been started, and how each node took it."""
 

@@ -17,7 +17,7 @@ from agentd_client.retry import PAUSES, call_each
 from agentd_client.view import merge
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """A run and the nodes through which it is reached."""
 
@@ -28,7 +28,7 @@ class Place:
     """The best informed first."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Found:
     """What the nodes asked tell of a run, each for itself, and why others do not."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from agentd.api.errors import AgentError
 from agentd.api.types import LogChunk, RunStatus
@@ -12,7 +12,7 @@ from agentd.api.types import LogChunk, RunStatus
 T_co = TypeVar("T_co", covariant=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PerNode(Generic[T_co]):
     """What each node said, by its name."""
 
@@ -25,7 +25,7 @@ class PerNode(Generic[T_co]):
         return not self.problems
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunReport:
     """A run as its hub and its nodes tell it together."""
 
@@ -39,8 +39,7 @@ class RunReport:
         return not self.problems
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class Start(NamedTuple):
     """What became of one node when a run was started."""
 
     status: RunStatus
@@ -48,8 +47,7 @@ class Start:
     """False: the run was there already."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatusChanged:
+class StatusChanged(NamedTuple):
     """The run's newest snapshot."""
 
     status: RunStatus
@@ -57,24 +55,21 @@ class StatusChanged:
     """The node that told it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogReceived:
+class LogReceived(NamedTuple):
     """A piece of a worker's output."""
 
     chunk: LogChunk
     source: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeStarted:
+class NodeStarted(NamedTuple):
     """A node that was missing has taken the run."""
 
     node: str
     status: RunStatus
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeProblem:
+class NodeProblem(NamedTuple):
     """A node does not answer or has refused; unless `final`, it is tried again."""
 
     node: str
@@ -82,15 +77,13 @@ class NodeProblem:
     final: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeBack:
+class NodeBack(NamedTuple):
     """A node with a problem answers again."""
 
     node: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOver:
+class RunOver(NamedTuple):
     """The run has ended; nothing follows."""
 
     report: RunReport

@@ -5,7 +5,7 @@ A method of a client is one line over these, so the two forms cannot drift apart
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -45,7 +45,7 @@ from agentd_client.retry import call_each
 from agentd_client.view import merge
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AgentPlans:
     """One node: each RPC of its agentd."""
 
@@ -113,7 +113,7 @@ class AgentPlans:
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class FleetPlans:
     """Many nodes."""
 
@@ -196,7 +196,7 @@ class FleetPlans:
         return spec, self.nodes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RunPlans:
     """One run, wherever it is."""
 
@@ -294,7 +294,7 @@ class RunPlans:
 
 def new_request_id() -> str:
     """Made once for a wish, and kept through all its retries."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 def _next_message(target: str, silence_s: float) -> Plan[service.WatchResponse | service.LogsResponse | None]:
