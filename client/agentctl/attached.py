@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import signal
+import time
 from collections.abc import Awaitable
 from contextlib import aclosing
 from typing import Any, Final
@@ -17,6 +18,7 @@ from agentd.api.types import LogsRequest, Phase
 from agentd_client.aio import AsyncRunHandle
 from agentd_client.report import RunOver, RunReport
 
+_TICK_S: Final = 0.25
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -57,14 +59,16 @@ class Attached:
         for signum in (*_STOP_SIGNALS, signal.SIGHUP):
             loop.add_signal_handler(signum, self._signalled, signum)
         work = loop.create_task(self._follow(starting))
+        ticks = loop.create_task(self._tick())
         try:
             awaited: set[asyncio.Future[Any]] = {work, self._leaving}
             await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
             return self._code(work.result()) if work.done() else self._leaving.result()
         finally:
-            for task in (work, *self._stops):
+            tasks = (work, ticks, *self._stops)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(work, *self._stops, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             for signum in (*_STOP_SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(signum)
 
@@ -79,6 +83,11 @@ class Attached:
                     return event.report
                 self._display.show(event)
         raise AssertionError("a followed run ends with its report")
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self._display.tick(time.monotonic())
 
     def _signalled(self, signum: int) -> None:
         if signum == signal.SIGHUP:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Final, Protocol
 
 from agentctl.show.endreport import end_report
 from agentctl.show.lines import LineAssembler
-from agentctl.show.narration import narrate
+from agentctl.show.narration import narrate, waiting_line
 from agentctl.show.talk import say, say_all
 from agentd.api import convert
 from agentd.api.errors import AgentError
@@ -25,12 +25,18 @@ from agentd_client.report import (
     StatusChanged,
 )
 
+PATIENCE_S: Final = 0.7
+"""A wait for nodes that is shorter is no news."""
+
 
 class Display(Protocol):
     """Takes a run's events as they come, and its end."""
 
     def show(self, event: RunEvent) -> None:
         """Something happened."""
+
+    def tick(self, now: float) -> None:
+        """Time has passed: `now` is monotonic."""
 
     def end(self, report: RunReport) -> None:
         """The run is over."""
@@ -44,6 +50,7 @@ class PeopleDisplay:
         self._quiet = quiet
         self._before: RunStatus | None = None
         self._down: set[str] = set()
+        self._waiting = _Waiting()
 
     def show(self, event: RunEvent) -> None:
         """Something happened."""
@@ -61,6 +68,12 @@ class PeopleDisplay:
             case NodeStarted(node=node):
                 self._down.discard(node)
                 say(f"node {node} has taken the run")
+
+    def tick(self, now: float) -> None:
+        """Time has passed: a wait that lasts is told."""
+        line = waiting_line(self._before) if self._before and not self._quiet else ""
+        if self._waiting.is_due(line, now):
+            say(line)
 
     def end(self, report: RunReport) -> None:
         """The run is over."""
@@ -81,6 +94,25 @@ class PeopleDisplay:
         self._before = status
 
 
+class _Waiting:
+    """Lets one line through when it has stood for a while: many nodes that join at once are one line."""
+
+    def __init__(self) -> None:
+        self._line = ""
+        self._since = 0.0
+        self._told = ""
+
+    def is_due(self, line: str, now: float) -> bool:
+        """Whether to tell this line now."""
+        if not line or not self._line:
+            self._since = now
+        self._line = line
+        if not line or line == self._told or now - self._since < PATIENCE_S:
+            return False
+        self._told, self._since = line, now
+        return True
+
+
 class JsonLinesDisplay:
     """Each event as a message of the API, one a line; problems of nodes are talk."""
 
@@ -98,6 +130,9 @@ class JsonLinesDisplay:
                 write_json_lines([service.WatchResponse(status=convert.run_status_to_message(status))])
             case NodeProblem() | NodeBack() | NodeStarted():
                 self._talk.show(event)
+
+    def tick(self, now: float) -> None:
+        """Programs are not told of waits; snapshots have them."""
 
     def end(self, report: RunReport) -> None:
         """The last line is the run as it ended."""
@@ -117,6 +152,9 @@ class JsonDisplay:
             write_output(LogStream.STDERR, self._lines.take(event.chunk))
         else:
             self._talk.show(event)
+
+    def tick(self, now: float) -> None:
+        """Programs are not told of waits."""
 
     def end(self, report: RunReport) -> None:
         """The run is over."""

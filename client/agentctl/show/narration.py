@@ -19,8 +19,6 @@ def narrate(before: RunStatus | None, now: RunStatus) -> list[str]:
             f"rank {failure.rank} ({failure.role}) on node {failure.node_id} failed "
             f"in round {failure.round}: {exit_of(failure) or failure.message}"
         )
-    if _waiting(now) and (before is None or _waiting_facts(before) != _waiting_facts(now)):
-        lines.append(_waiting_line(now))
     if now.phase is Phase.RUNNING and _is_whole(now) and (before is None or not _same_round(before, now)):
         lines.append(_running_line(now))
     if now.phase is Phase.RESTARTING and (before is None or before.phase is not Phase.RESTARTING):
@@ -45,11 +43,10 @@ def _waiting(status: RunStatus) -> bool:
     return status.phase in _UNDER_WAY and bool(status.missing or status.min_members > 1)
 
 
-def _waiting_facts(status: RunStatus) -> object:
-    return (status.phase in _UNDER_WAY, status.missing, sorted(_there(status)), status.min_members)
-
-
-def _waiting_line(status: RunStatus) -> str:
+def waiting_line(status: RunStatus) -> str:
+    """Who is there and who is missing while a round forms; empty when nobody is waited for."""
+    if not _waiting(status):
+        return ""
     there = _there(status)
     wanted = max(status.min_members, len(there))
     line = f"waiting for nodes: {len(there)} of {wanted} there"
@@ -61,8 +58,11 @@ def _waiting_line(status: RunStatus) -> str:
 
 
 def _there(status: RunStatus) -> list[str]:
+    names = [n.name or n.node_id for n in status.nodes if n.phase not in TERMINAL and not n.detached]
     return [
-        node.name or node.node_id for node in status.nodes if node.phase not in TERMINAL and not node.detached
+        name
+        for name in names
+        if not any(lacking == name or lacking.startswith(f"{name}/") for lacking in status.missing)
     ]
 
 

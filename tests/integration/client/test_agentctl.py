@@ -232,18 +232,21 @@ def test_a_fault_of_agentd_is_told_with_its_id(fakes: FakeFleet) -> None:
     assert "e-17" in done.stderr
 
 
-def test_a_missing_node_is_named_while_the_run_waits_and_joins_when_it_is_back(fakes: FakeFleet) -> None:
+def test_a_missing_node_is_named_while_the_run_waits_and_joins_when_it_is_back(
+    fakes: FakeFleet, tmp_path: Path
+) -> None:
     fakes[1].stop()
-    run = start("run", "--run-id", "r", "x.py")
-    wait_until(lambda: fakes[0].open_streams == 2, 30)
+    said = tmp_path / "stderr"
+    with said.open("w") as file:
+        run = subprocess.Popen([AGENTCTL, "run", "--run-id", "r", "x.py"], stdout=file, stderr=file)
+    missing = f"waiting for nodes: 1 of 2 there ({fakes.targets[0]}), missing: {fakes.targets[1]}"
+    wait_until(lambda: missing in said.read_text(), 30)
     fakes[1].start()
     wait_until(lambda: is_running(fakes, "r"), 30)
     fakes.finish("r")
-    _, err = run.communicate(timeout=TIMEOUT_S)
-    assert run.returncode == 0
-    assert f"node {fakes.targets[1]}: no agentd answers" in err
-    assert f"missing: {fakes.targets[1]}" in err
-    assert f"node {fakes.targets[1]} has taken the run" in err
+    assert run.wait(TIMEOUT_S) == 0
+    assert f"node {fakes.targets[1]}: no agentd answers" in said.read_text()
+    assert f"node {fakes.targets[1]} has taken the run" in said.read_text()
 
 
 def test_a_detached_run_tells_who_has_not_taken_it(fakes: FakeFleet) -> None:

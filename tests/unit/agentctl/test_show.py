@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from agentctl.flags import parse_std
+from agentctl.show.display import PeopleDisplay
 from agentctl.show.endreport import end_report
 from agentctl.show.lines import LONGEST_LINE, Choice, LineAssembler
 from agentctl.show.messages import to_dict
-from agentctl.show.narration import narrate
+from agentctl.show.narration import narrate, waiting_line
 from agentctl.show.tables import TableData, plain, run_table, runs_table
 from agentctl.show.words import duration, ranks, size
 from agentd.api import convert
@@ -28,6 +29,7 @@ from agentd.api.types import (
     WorkerState,
     WorkerStatus,
 )
+from agentd_client import StatusChanged
 
 
 def chunk(
@@ -127,10 +129,34 @@ FAILURE = Failure(
 
 
 def test_progress_tells_who_is_there_and_who_is_missing_and_nothing_twice() -> None:
-    assert narrate(None, WAITING) == ["waiting for nodes: 1 of 2 there (a), missing: b"]
-    assert narrate(WAITING, replace(WAITING, revision=9)) == []
+    assert waiting_line(WAITING) == "waiting for nodes: 1 of 2 there (a), missing: b"
+    assert (
+        waiting_line(replace(WAITING, missing=("a", "b"))) == "waiting for nodes: 0 of 2 there, missing: a, b"
+    )
+    assert waiting_line(RUNNING) == ""
+    assert narrate(None, WAITING) == []
     assert narrate(WAITING, RUNNING) == ["round 1: 4 workers on a, b"]
     assert narrate(RUNNING, replace(RUNNING, revision=10)) == []
+
+
+def test_a_wait_is_told_when_it_lasts_and_again_when_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    display = PeopleDisplay()
+    more = replace(WAITING, missing=("b", "c"), min_members=3)
+    for at, status in (
+        (0.0, WAITING),
+        (0.1, more),
+        (0.5, WAITING),
+        (0.9, WAITING),
+        (1.2, WAITING),
+        (2.0, more),
+    ):
+        display.show(StatusChanged(status=status, source="a"))
+        display.tick(at)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "agentctl: waiting for nodes: 1 of 2 there (a), missing: b",
+        "agentctl: waiting for nodes: 1 of 3 there (a), missing: b, c",
+    ]
 
 
 def test_a_round_is_told_when_all_its_nodes_have_told_their_workers() -> None:
