@@ -73,12 +73,14 @@ def _watch(handle: RunHandle, output: str) -> int:
 def _watch_live(handle: RunHandle) -> None:
     from rich.console import Group
     from rich.live import Live
+    from rich.text import Text
 
-    from agentctl.show.tables import rich_table, run_summary, run_table
+    from agentctl.show.tables import make_console, rich_table, run_summary, run_table
 
-    with Live(refresh_per_second=8) as live:
+    with Live(console=make_console(), refresh_per_second=8) as live:
         for snapshot in handle.watch():
-            live.update(Group(*run_summary(snapshot), "", rich_table(run_table(snapshot))))
+            summary = Text("\n".join(run_summary(snapshot)) + "\n")
+            live.update(Group(summary, rich_table(run_table(snapshot))))
 
 
 def _write(run: RunStatus, output: str) -> None:

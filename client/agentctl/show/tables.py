@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 from agentctl import caller
 from agentctl.show.words import clock_time, exit_of, node_label, plural, size
+from agentd.api.types import NodeInfo, Phase, RunStatus
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-from agentd.api.types import NodeInfo, Phase, RunStatus
 
 PHASE_STYLES: Final = {
     Phase.RUNNING: "green",
@@ -178,7 +179,7 @@ def rich_table(data: TableData) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in data.columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in data.rows:
         table.add_row(
             *(Text(cell, style=_style(column, cell)) for column, cell in zip(data.columns, row, strict=True))
@@ -186,10 +187,16 @@ def rich_table(data: TableData) -> Table:
     return table
 
 
-def _write_rich(data: TableData) -> None:
+def make_console() -> Console:
+    """Standard output as rich writes to it: plain text stays as it is."""
     from rich.console import Console
 
-    Console(no_color=bool(caller.ENVIRON.get("NO_COLOR")) or None, highlight=False).print(rich_table(data))
+    no_color = bool(caller.ENVIRON.get("NO_COLOR")) or None
+    return Console(no_color=no_color, highlight=False, markup=False, emoji=False)
+
+
+def _write_rich(data: TableData) -> None:
+    make_console().print(rich_table(data))
 
 
 def _style(column: str, cell: str) -> str:
