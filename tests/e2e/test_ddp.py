@@ -30,8 +30,9 @@ def training(folder: Path, *more: str) -> list[str]:
 
 
 def test_a_hurt_training_ends_with_the_parameters_of_an_undisturbed_one_and_of_torchrun(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # torch keeps a cache folder there
     undisturbed, hurt, under_torchrun = (tmp_path / name for name in ("undisturbed", "hurt", "torchrun"))
     with fleet(tmp_path, "a", "b", "c") as nodes:
         common = ["run", "--nodes", nodes.targets(), "--nproc-per-node", "2", "--max-restarts", "2"]

@@ -56,6 +56,12 @@ def test_workers_inherit_no_descriptors_and_an_empty_stdin(rig: Rig, run: Runner
     assert set(targets) == {"/dev/null", str(logs / "stdout.log"), str(logs / "stderr.log")}
 
 
+def untouched(status: str) -> bool:
+    """Whether the masks of these lines are empty, but for what is the C library's own and set by some makes."""
+    of_the_library = 1 << 31 | 1 << 32
+    return all(int(line.split()[1], 16) & ~of_the_library == 0 for line in status.splitlines())
+
+
 def test_workers_have_default_signals_whatever_the_agent_ignores(rig: Rig, run: Runner) -> None:
     former = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
@@ -64,7 +70,7 @@ def test_workers_have_default_signals_whatever_the_agent_ignores(rig: Rig, run: 
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
         signal.signal(signal.SIGUSR2, former)
-    assert {line.split()[1] for line in rig.log(1, 0).splitlines()} == {"0" * 16}
+    assert untouched(rig.log(1, 0))
 
 
 @pytest.mark.parametrize("ignored", [False, True])
@@ -78,7 +84,7 @@ def test_a_child_without_a_link_has_default_signals_too(tmp_path: Path, ignored:
     finally:
         os.close(out)
         signal.signal(signal.SIGHUP, former)
-    assert {line.split()[1] for line in (tmp_path / "out").read_text().splitlines()} == {"0" * 16}
+    assert untouched((tmp_path / "out").read_text())
 
 
 def test_each_worker_leads_a_session_of_its_own(rig: Rig, run: Runner) -> None:
