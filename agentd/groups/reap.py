@@ -1,4 +1,4 @@
-"""What a dead agentd left behind: found by the tokens in its journal, ended, and proven gone."""
+"""What a dead agentd left behind: found by what its journal and its hosts wrote, ended, and proven gone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentd.groups import layout
+from agentd.groups import layout, reported
 from agentd.groups.journal import open_for_reading
 from agentd.groups.records import GroupRow
 from agentd.procs import tree
-from agentd.procs.identity import boot_id
+from agentd.procs.identity import boot_id, identify
 
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL for what is left. Hosts pass it on to their workers."""
@@ -49,8 +49,10 @@ def end_leftovers(groups: Iterable[GroupRow], grace_s: float) -> tuple[Leftover,
 
 
 def _end_one(row: GroupRow, grace_s: float) -> Leftover | None:
-    # A start time of the host bounds the search: nothing older can have its token.
-    marks = tree.Marks(token=row.token, not_before=row.host_start_time)
+    # The start time of the host bounds the search: nothing older can have its token. And only sessions whose
+    # leader is still there, a zombie perhaps: the id of any other may be a stranger's now.
+    sessions = frozenset(leader for leader in reported.sessions(row) if identify(leader.pid) == leader)
+    marks = tree.Marks(token=row.token, sessions=sessions, not_before=row.host_start_time)
     pids = tuple(sorted(process.pid for process in tree.find(marks)))
     if not pids:
         return None

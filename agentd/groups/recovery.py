@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from agentd.api.types import RunRequest
 from agentd.groups.logs import WorkerLog
 from agentd.groups.reap import GRACE_S, end_leftovers
-from agentd.groups.records import GroupRow, Remembered, RunRow
-from agentd.host.reports import FILE_NAME
+from agentd.groups.records import Remembered, RunRow
+from agentd.groups.reported import logs_on_disk
 
 SHOWN_RUNS = 256
 """Ended runs that are shown again, the newest."""
@@ -66,29 +63,3 @@ def look_back(remembered: Remembered) -> LookBack:
         return FormerRun(row=row, logs=logs, hub_record=records.get(key, ""))
 
     return LookBack(ended=tuple(map(former, ended)), live=tuple(map(former, live)))
-
-
-def logs_on_disk(group: GroupRow) -> Iterator[WorkerLog]:
-    """The log folders a group's hosts have reported. A line nobody can read tells nothing."""
-    if not group.directory:
-        return
-    try:
-        lines = Path(group.directory, FILE_NAME).read_bytes().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            report = json.loads(line)
-            if report["type"] != "started":
-                continue
-            found = [_worker_log(group.role, report["round"], worker) for worker in report["workers"]]
-        except (ValueError, KeyError, TypeError):
-            continue
-        yield from found
-
-
-def _worker_log(role: str, round_: int, worker: dict[str, object]) -> WorkerLog:
-    local_rank, rank, folder = worker["local_rank"], worker["rank"], worker["log_dir"]
-    if not (isinstance(local_rank, int) and isinstance(rank, int) and isinstance(folder, str)):
-        raise TypeError(f"no worker: {worker!r:.60}")
-    return WorkerLog(role=role, round=round_, local_rank=local_rank, rank=rank, directory=folder)

@@ -27,7 +27,7 @@ from agentd.groups.records import EventRow, GroupRow
 from agentd.host import wire
 from agentd.host.handle import HostDoor, HostHandle
 from agentd.procs import tree
-from agentd.procs.identity import boot_id
+from agentd.procs.identity import ProcessIdentity, boot_id
 from agentd.procs.spawn import SpawnError
 
 LEFTOVER_GRACE_S = 2.0
@@ -75,6 +75,8 @@ class Supervisor:
         self._wake = asyncio.Event()
         self._handle: HostHandle | None = None
         self._token = ""
+        self._sessions: frozenset[ProcessIdentity] = frozenset()
+        """Of the workers of which the host has not said that nothing is left."""
         self._logs: deque[WorkerLog] = deque(maxlen=KEPT_LOGS)
         self._background: set[asyncio.Task[None]] = set()
         self._task = asyncio.get_running_loop().create_task(self._live(), name=f"group {self._dir}")
@@ -150,9 +152,11 @@ class Supervisor:
         """One report of the host becomes one event."""
         match frame:
             case wire.Ready():
+                self._sessions = frozenset()
                 self.post(ev.HostReady(frame.master_port))
             case wire.Started():
                 workers = tuple(self._worker(worker) for worker in frame.workers)
+                self._sessions = frozenset(ProcessIdentity(w.pid, w.start_time) for w in frame.workers)
                 self.post(ev.WorkersStarted(frame.round, workers))
             case wire.Exited():
                 self.post(
@@ -163,6 +167,7 @@ class Supervisor:
             case wire.Failed():
                 self.post(self._failure_event(frame))
             case wire.Done():
+                self._sessions = frozenset()
                 self.post(ev.WorkersDone(frame.round))
             case wire.Unkillable():
                 self.post(ev.WorkersUnkillable(_stuck_sentence(frame.pids, frame.wait_channels)))
@@ -316,11 +321,11 @@ class Supervisor:
         ending = self._state.ending
         left_s = LEFTOVER_GRACE_S if ending is None else ending.kill_at - time.monotonic()
         grace_s = min(LEFTOVER_GRACE_S, max(0.0, left_s))
-        marks = tree.Marks(token=self._token)
+        marks = tree.Marks(token=self._token, sessions=self._sessions)
         stuck = await asyncio.get_running_loop().run_in_executor(
             self._shared.sweeps, lambda: tree.sweep(marks, grace_s=grace_s)
         )
-        self._handle = None
+        self._handle, self._sessions = None, frozenset()
         left = _stuck_sentence([each.pid for each in stuck], [each.wait_channel for each in stuck])
         self.post(ev.Swept(left if stuck else ""))
 

@@ -143,7 +143,7 @@ from tests.support.noding import one_node, run_spec
 
 async def main():
     async with one_node(Path(sys.argv[2])) as node:
-        await node.run(run_spec(stop_grace=float(sys.argv[3])))
+        await node.run(run_spec(*sys.argv[4:], stop_grace=float(sys.argv[3])))
         status = await node.runs("job")
         group = status.nodes[0].groups[0]
         print(group.host_pid, *[worker.pid for worker in group.workers], flush=True)
@@ -155,12 +155,12 @@ asyncio.run(main())
 
 @contextlib.asynccontextmanager
 async def agentd_process(
-    root: Path, grace: float
+    root: Path, grace: float, *program: str
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[int]]]:
     """A process of its own with a node that runs two workers; and the pids of host and workers."""
     repo = str(Path(__file__).parents[3])
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", AGENTD, repo, str(root), str(grace), stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", AGENTD, repo, str(root), str(grace), *program, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     try:
@@ -196,6 +196,23 @@ async def test_reap_ends_what_a_killed_agentd_left_and_nothing_else(tmp_path: Pa
     finally:
         stranger.kill()
         await stranger.wait()
+
+
+async def test_reap_ends_what_a_worker_started_without_its_environment(tmp_path: Path) -> None:
+    nameless = (
+        "import os, subprocess, time",
+        "child = subprocess.Popen(['/bin/sh', '-c', 'trap : TERM; while :; do sleep 0.1; done'], env={})",
+        f"open(os.path.join({str(tmp_path)!r}, 'pid' + os.environ['RANK']), 'w').write(str(child.pid))",
+        "time.sleep(600)",
+    )
+    files = [tmp_path / "pid0", tmp_path / "pid1"]
+    async with agentd_process(tmp_path, 600.0, *nameless) as (agentd, pids):
+        await wait_until_async(lambda: all(file.exists() and file.read_text() for file in files))
+        os.kill(pids[0], signal.SIGSTOP)
+        agentd.kill()
+        await agentd.wait()
+        await asyncio.to_thread(reap, str(tmp_path / "a"), 0.5)
+        assert all(is_gone(pid) for pid in [*pids, *(int(file.read_text()) for file in files)])
 
 
 async def test_a_new_agentd_ends_what_the_old_one_left_and_runs_it_again(tmp_path: Path) -> None:

@@ -193,6 +193,27 @@ async def test_a_killed_host_is_a_counted_failure_and_the_group_is_hosted_again(
     assert "the host was lost: SIGKILL" in end.reason
 
 
+NAMELESS = (
+    "import os, subprocess, time",
+    "child = subprocess.Popen(['/bin/sh', '-c', 'trap : TERM; while :; do sleep 0.1; done'], env={})",
+    "open(os.environ['OUT'] + os.environ['RANK'], 'w').write(str(child.pid))",
+    "time.sleep(600)",
+)
+"""What it starts has no token, only the worker's session."""
+
+
+async def test_a_killed_host_leaves_nothing_of_its_workers_sessions(tmp_path: Path) -> None:
+    spec = run_spec(roles=(program(*NAMELESS, env={"OUT": f"{tmp_path}/pid"}),))
+    pids = [tmp_path / "pid0", tmp_path / "pid1"]
+    async with one_node(tmp_path) as node:
+        await node.run(spec)
+        before = await node.runs("job")
+        await wait_until_async(lambda: all(path.exists() and path.read_text() for path in pids))
+        os.kill(host_pid(before), signal.SIGKILL)
+        assert (await node.ends("job")).phase is Phase.FAILED
+        assert all(is_gone(int(path.read_text())) for path in pids)
+
+
 async def test_a_host_killed_before_the_round_formed_costs_a_restart_too(tmp_path: Path) -> None:
     spec = run_spec(rendezvous=RendezvousSpec(min_members=2, max_members=2), max_restarts=1)
     async with one_node(tmp_path) as node:
