@@ -57,7 +57,7 @@ def test_workers_inherit_no_descriptors_and_an_empty_stdin(rig: Rig, run: Runner
 
 
 def untouched(status: str) -> bool:
-    """Whether the masks of these lines are empty, but for what is the C library's own and set by some makes."""
+    """Whether the masks of these lines are empty, but for the C library's own, which some makes set."""
     of_the_library = 1 << 31 | 1 << 32
     return all(int(line.split()[1], 16) & ~of_the_library == 0 for line in status.splitlines())
 
