@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agentctl.show.words import clock_time, duration, exit_of, plural, ranks
+from agentctl.show.words import clock_time, duration, exit_of, failed_one, plural, ranks
 from agentd.api.errors import AgentError
 from agentd.api.types import Failure, Phase, RunStatus, WorkerState, WorkerStatus
 
@@ -61,11 +61,14 @@ _VERBS = {
 
 
 def _failure_lines(status: RunStatus, failure: Failure) -> list[str]:
-    who = f"rank {failure.rank} (role {failure.role}, local rank {failure.local_rank})"
-    where = f"on node {failure.node_id}, pid {failure.pid}"
+    who, where = failed_one(failure), f"on node {failure.node_id}"
+    if failure.pid:
+        who = f"rank {failure.rank} (role {failure.role}, local rank {failure.local_rank})"
+        where += f", pid {failure.pid}"
+    when = [clock_time(failure.time)] if failure.time else []
     lines = [
-        f"  first failure: {who} {where}: {exit_of(failure) or 'it failed'}",
-        f"    when:       {clock_time(failure.time)}, round {failure.round}",
+        f"  first failure: {who} {where}: {exit_of(failure) or 'it could not run its workers'}",
+        f"    when:       {', '.join([*when, f'round {failure.round}'])}",
     ]
     if failure.message:
         first, *more = failure.message.strip().splitlines() or [""]
@@ -86,8 +89,8 @@ def _failure_lines(status: RunStatus, failure: Failure) -> list[str]:
 def _others(status: RunStatus, first: Failure) -> list[str]:
     """Failures after the first one, one line each."""
     return [
-        f"  also failed: rank {failure.rank} ({failure.role}) on node {failure.node_id}, pid {failure.pid}: "
-        f"{exit_of(failure) or failure.message}"
+        f"  also failed: {failed_one(failure)} on node {failure.node_id}"
+        f"{f', pid {failure.pid}' if failure.pid else ''}: {exit_of(failure) or failure.message}"
         for failure in _failures(status)
         if (failure.role, failure.rank, failure.round) != (first.role, first.rank, first.round)
     ]

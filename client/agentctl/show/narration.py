@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from agentctl.show.words import exit_of, plural
-from agentd.api.types import TERMINAL, Phase, RunStatus, WorkerState
+from agentctl.show.words import exit_of, failed_one, plural
+from agentd.api.types import TERMINAL, Phase, RunStatus
 
 _UNDER_WAY = (Phase.PENDING, Phase.RENDEZVOUS)
+_BEFORE_WORKERS = (*_UNDER_WAY, Phase.RESTARTING)
+"""A group that still shows one of these under a new round tells the workers of its last one."""
 
 
 def narrate(before: RunStatus | None, now: RunStatus) -> list[str]:
@@ -16,7 +18,7 @@ def narrate(before: RunStatus | None, now: RunStatus) -> list[str]:
     failure = now.first_failure
     if failure is not None and (before is None or before.first_failure != failure):
         lines.append(
-            f"rank {failure.rank} ({failure.role}) on node {failure.node_id} failed "
+            f"{failed_one(failure)} on node {failure.node_id} failed "
             f"in round {failure.round}: {exit_of(failure) or failure.message}"
         )
     if now.phase is Phase.RUNNING and _is_whole(now) and (before is None or not _same_round(before, now)):
@@ -25,18 +27,18 @@ def narrate(before: RunStatus | None, now: RunStatus) -> list[str]:
         lines.append(
             f"round {now.round} is being stopped to form another: {now.reason or 'membership changed'}"
         )
-    news = before is None or before.phase is not Phase.STOPPING
-    if now.phase is Phase.STOPPING and news and not _is_done(now):
+    if _stops_workers(now) and (before is None or not _stops_workers(before)):
         lines.append(f"workers are being stopped: {now.reason or 'asked to'}")
     if before is not None and now.spares != before.spares and now.spares:
         lines.append(f"spare, waiting for the next round: {', '.join(now.spares)}")
     return lines
 
 
-def _is_done(status: RunStatus) -> bool:
-    """Whether the workers have ended well by themselves: then there is nothing to stop."""
-    workers = [w for node in status.nodes for group in node.groups for w in group.workers]
-    return bool(workers) and all(w.state is WorkerState.SUCCEEDED for w in workers)
+def _stops_workers(status: RunStatus) -> bool:
+    """Whether a worker is made to end. Of those that ended by themselves the end report tells soon enough."""
+    groups = [group for node in status.nodes for group in node.groups if group.phase is Phase.STOPPING]
+    workers = [worker for group in groups for worker in group.workers]
+    return status.phase is Phase.STOPPING and any(w.exit_code is None and w.signal is None for w in workers)
 
 
 def _waiting(status: RunStatus) -> bool:
@@ -48,13 +50,17 @@ def waiting_line(status: RunStatus) -> str:
     if not _waiting(status):
         return ""
     there = _there(status)
-    wanted = max(status.min_members, len(there))
-    line = f"waiting for nodes: {len(there)} of {wanted} there"
+    line = f"waiting for nodes: {len(there)} of {_wanted(status, len(there))} there"
     if there:
         line += f" ({', '.join(there)})"
     if status.missing:
         line += f", missing: {', '.join(status.missing)}"
     return line
+
+
+def _wanted(status: RunStatus, there: int) -> str:
+    fewest, most = status.min_members, status.max_members
+    return f"{fewest} to {most}" if fewest < most else str(max(fewest, there))
 
 
 def _there(status: RunStatus) -> list[str]:
@@ -76,7 +82,10 @@ def _is_whole(status: RunStatus) -> bool:
         for group in node.groups
         if group.phase not in (Phase.WAITING, *TERMINAL)
     ]
-    return bool(groups) and all(group.round == status.round and group.workers for group in groups)
+    return any(group.phase is Phase.RUNNING for group in groups) and all(
+        group.round == status.round and group.workers and group.phase not in _BEFORE_WORKERS
+        for group in groups
+    )
 
 
 def _same_round(before: RunStatus, now: RunStatus) -> bool:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from agentctl import caller
-from agentctl.show.words import clock_time, exit_of, node_label, plural, size
-from agentd.api.types import NodeInfo, Phase, RunStatus
+from agentctl.show.words import clock_time, exit_of, failed_one, node_label, plural, size
+from agentd.api.types import TERMINAL, NodeInfo, Phase, RunStatus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +46,7 @@ def runs_table(runs: Sequence[RunStatus]) -> TableData:
                 str(run.phase),
                 str(run.round),
                 f"{run.restart_count}/{run.max_restarts}",
-                str(len(run.nodes)),
+                str(_nodes_in(run)),
                 clock_time(run.started_at),
                 run.reason or "-",
             )
@@ -96,7 +96,7 @@ def run_table(run: RunStatus) -> TableData:
 
 def run_summary(run: RunStatus) -> list[str]:
     """The lines above the table of one run."""
-    counts = f"{plural(len(run.nodes), 'node')} (from {run.min_members} to {run.max_members})"
+    counts = f"{plural(_nodes_in(run), 'node')} (from {run.min_members} to {run.max_members})"
     restarts = f"{run.restart_count} of {run.max_restarts} restarts"
     changes = plural(run.membership_changes, "membership change")
     lines = [
@@ -114,10 +114,17 @@ def run_summary(run: RunStatus) -> list[str]:
     if run.first_failure is not None:
         failure = run.first_failure
         lines.append(
-            f"  first failure: rank {failure.rank} on node {failure.node_id}, pid {failure.pid}: "
+            f"  first failure: {failed_one(failure)} on node {failure.node_id}"
+            f"{f', pid {failure.pid}' if failure.pid else ''}: "
             f"{exit_of(failure) or failure.message} in round {failure.round}"
         )
     return lines
+
+
+def _nodes_in(run: RunStatus) -> int:
+    """Nodes of the run, less those that have left a live one or were lost."""
+    over = run.phase in TERMINAL
+    return sum(over or node.phase not in TERMINAL for node in run.nodes)
 
 
 def nodes_table(nodes: Sequence[NodeInfo]) -> TableData:

@@ -69,6 +69,11 @@ def exit_of(failure: Failure | WorkerStatus) -> str:
     return ""
 
 
+def failed_one(failure: Failure) -> str:
+    """Who failed: a rank, or the whole group where no process was there to fail."""
+    return f"rank {failure.rank} ({failure.role})" if failure.pid else f"the group of role {failure.role}"
+
+
 def node_label(node: NodeStatus) -> str:
     """A node as its user calls it."""
     if node.name and node.name != node.node_id:

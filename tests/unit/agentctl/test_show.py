@@ -14,7 +14,7 @@ from agentctl.show.endreport import end_report
 from agentctl.show.lines import LONGEST_LINE, Choice, LineAssembler
 from agentctl.show.messages import to_dict
 from agentctl.show.narration import narrate, waiting_line
-from agentctl.show.tables import TableData, plain, run_table, runs_table
+from agentctl.show.tables import TableData, plain, run_summary, run_table, runs_table
 from agentctl.show.words import duration, ranks, size
 from agentd.api import convert
 from agentd.api.errors import Unreachable
@@ -139,6 +139,11 @@ def test_progress_tells_who_is_there_and_who_is_missing_and_nothing_twice() -> N
     assert narrate(RUNNING, replace(RUNNING, revision=10)) == []
 
 
+def test_a_wait_for_a_range_of_nodes_names_both_ends() -> None:
+    waiting = replace(WAITING, min_members=1, max_members=3)
+    assert waiting_line(waiting) == "waiting for nodes: 1 of 1 to 3 there (a), missing: b"
+
+
 def test_a_wait_is_told_when_it_lasts_and_again_when_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
     display = PeopleDisplay()
     more = replace(WAITING, missing=("b", "c"), min_members=3)
@@ -163,6 +168,44 @@ def test_a_round_is_told_when_all_its_nodes_have_told_their_workers() -> None:
     half = replace(RUNNING, nodes=(node("a", worker(0), worker(1)), node("b")))
     assert narrate(WAITING, half) == []
     assert narrate(half, RUNNING) == ["round 1: 4 workers on a, b"]
+
+
+@pytest.mark.parametrize("phase", [Phase.RESTARTING, Phase.RENDEZVOUS, Phase.PENDING])
+def test_a_round_whose_workers_are_still_to_come_is_not_told_as_one_of_no_workers(phase: Phase) -> None:
+    early = replace(RUNNING, nodes=(node("a", worker(0), phase=phase), node("b", worker(1), phase=phase)))
+    assert narrate(WAITING, early) == []
+    assert narrate(early, RUNNING) == ["round 1: 4 workers on a, b"]
+
+
+def test_workers_are_stopped_only_where_some_have_not_ended_by_themselves() -> None:
+    def stopping(*workers: WorkerStatus, phase: Phase = Phase.STOPPING) -> RunStatus:
+        nodes = (node("a", *workers, phase=phase),)
+        return replace(RUNNING, phase=Phase.STOPPING, reason="Ctrl-C", nodes=nodes)
+
+    assert narrate(RUNNING, stopping(worker(0, exit_code=0))) == []
+    assert narrate(RUNNING, stopping()) == []
+    announced, told = stopping(worker(0), phase=Phase.RUNNING), stopping(worker(0))
+    assert narrate(RUNNING, announced) == []
+    assert narrate(announced, told) == ["workers are being stopped: Ctrl-C"]
+    assert narrate(told, told) == []
+
+
+def test_a_group_that_could_not_start_its_workers_is_no_rank_and_no_process() -> None:
+    failure = Failure(node_id="a", role="reader", round=1, message="cannot start /x: it is no program")
+    status = replace(WAITING, phase=Phase.FAILED, first_failure=failure)
+    shown = [*end_report(status, {}), *run_summary(status)]
+    shown += narrate(WAITING, replace(status, phase=Phase.RUNNING))
+    text = "\n".join(shown)
+    assert "first failure: the group of role reader on node a: it could not run its workers" in text
+    assert text.count("cannot start /x: it is no program") == 3
+    for untrue in ("pid", "rank", "-, round"):
+        assert untrue not in text
+
+
+def test_nodes_that_left_a_live_run_are_not_counted_as_its_nodes() -> None:
+    left = replace(RUNNING, nodes=(*RUNNING.nodes, node("c", phase=Phase.STOPPED)))
+    assert "2 nodes (from 2 to 2)" in "\n".join(run_summary(left))
+    assert runs_table([left]).rows[0][4] == "2"
 
 
 def test_a_restart_tells_its_cause() -> None:
