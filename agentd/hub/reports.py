@@ -57,7 +57,7 @@ def done(turn: Turn, key: MemberKey, round_: int) -> None:
     elif key in state.live:
         turn.change(live=without(state.live, [key]), done=with_(state.done, key, state.live[key]))
         if not turn.state.live:
-            finish(turn, Phase.SUCCEEDED, f"all {len(turn.state.done)} members succeeded")
+            finish(turn, Phase.SUCCEEDED, sentences.succeeded(len(turn.state.done)))
 
 
 def _ready(turn: Turn, key: MemberKey, message: MemberReady) -> None:

@@ -52,6 +52,11 @@ def join_timeout(state: RunState) -> str:
     )
 
 
+def succeeded(count: int) -> str:
+    """How a run ended well."""
+    return "its only member succeeded" if count == 1 else f"all {count} members succeeded"
+
+
 def full(state: RunState) -> str:
     """Why a member gets no place now."""
     limit = state.plan.spec.max_membership_changes

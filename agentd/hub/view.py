@@ -69,9 +69,18 @@ def compact(status: RunStatus) -> RunStatus:
 
 
 def _missing(state: RunState) -> tuple[str, ...]:
+    """Who is awaited: nobody while a round has all it may have, and no node that was taken out."""
+    if state.beat is Beat.RUNNING and len(state.live) + len(state.done) >= state.plan.max_members:
+        return ()
     present = [*state.waiting, *state.live, *state.done, *state.owing]
     names = {node_id: node.name for node_id, node in state.nodes.items()}
-    return tuple(missing(state.plan, names, present))
+    taken_out = {absent.name for absent in state.absent.values() if not absent.lost}
+    plan = state.plan
+    return tuple(
+        name
+        for name in missing(plan, names, present)
+        if name not in {plan.member_name(node, role) for node in taken_out for role in plan.roles}
+    )
 
 
 def _nodes(state: RunState) -> tuple[NodeStatus, ...]:

@@ -78,6 +78,30 @@ def test_leaving_member_shrinks_the_round_once_its_workers_are_gone() -> None:
     assert {place.world_size for place in places.values()} == {2}
 
 
+def test_member_that_was_taken_out_is_not_missing_and_a_lost_one_is() -> None:
+    rig = Rig(make_spec(["a", "b", "c"], fewest=1, most=3))
+    rig.join("a", "b", "c")
+    rig.leave("b")
+    rig.gone("a", "b", "c")
+    rig.break_stream("b")
+    assert rig.status.phase is Phase.RUNNING
+    assert rig.status.missing == ()
+    rig.silence("c")
+    rig.gone("a")
+    assert rig.status.missing == ("c",)
+
+
+def test_nobody_is_missing_while_others_fill_the_round() -> None:
+    rig = Rig(make_spec(["a", "b"], fewest=2, most=2))
+    rig.join("a", "b")
+    rig.join("c")
+    rig.silence("b")
+    rig.gone("a")
+    rig.wait(1.1)
+    assert rig.status.phase is Phase.RUNNING
+    assert rig.status.missing == ()
+
+
 def test_leaving_member_that_closes_its_stream_is_gone() -> None:
     rig = elastic("a", "b")
     rig.leave("b")

@@ -38,6 +38,13 @@ def test_ended_run_shows_its_outcome_everywhere_and_misses_nobody() -> None:
     assert status.reason == "all 2 members succeeded"
 
 
+def test_a_run_of_one_member_says_so() -> None:
+    rig = Rig(make_spec())
+    rig.join("a")
+    rig.done("a")
+    assert rig.status.reason == "its only member succeeded"
+
+
 def test_missing_members_of_two_roles_are_named_with_their_role() -> None:
     rig = Rig(make_spec(["a", "b"], roles=["trainer", "reader"]))
     rig.hello("a")
