@@ -75,12 +75,18 @@ class HostDoor:
         self._state_dir = state_dir
         self._disk = disk
         self._server: asyncio.Server | None = None
+        self._name: tuple[int, int] | None = None
+        """Device and inode of the socket's name, by which it is told from another one."""
+        self._opening = asyncio.Lock()
         self._expected: dict[str, HostHandle] = {}  # by token
         self._connections: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Listen. Whoever holds the state directory's lock owns the socket's name."""
-        listening = await asyncio.to_thread(_bound_below, self._state_dir, SOCKET_NAME)
+        loop = asyncio.get_running_loop()
+        listening, self._name = await loop.run_in_executor(
+            self._disk, _bound_below, self._state_dir, SOCKET_NAME
+        )
         self._server = await asyncio.start_unix_server(self._serve, sock=listening)
 
     async def close(self) -> None:
@@ -95,6 +101,7 @@ class HostDoor:
 
     async def start_host(self, spec: HostSpec, group_dir: str, listener: HostListener) -> HostHandle:
         """Start a host that will be welcomed with `spec`. Raises `SpawnError`."""
+        await self._see_to_the_name()
         handle = HostHandle(spec, listener, self._forget)
         self._expected[spec.token] = handle
         try:
@@ -105,6 +112,18 @@ class HostDoor:
             raise
         handle.watch(child)
         return handle
+
+    async def _see_to_the_name(self) -> None:
+        """Listen under the name again if somebody deleted it; who dialled in before stays connected."""
+        async with self._opening:
+            loop = asyncio.get_running_loop()
+            here = await loop.run_in_executor(self._disk, _name_of, self._state_dir, SOCKET_NAME)
+            if self._server is None or here == self._name:
+                return
+            _log.warning("the hosts' socket was deleted; listening again", extra={"folder": self._state_dir})
+            former = self._server
+            await self.open()
+            former.close()
 
     def _forget(self, token: str) -> None:
         self._expected.pop(token, None)
@@ -317,8 +336,8 @@ def _spawn_host(spec: HostSpec, state_dir: str, group_dir: str) -> Child:
         os.close(log)
 
 
-def _bound_below(directory: str, name: str) -> socket.socket:
-    """A Unix socket in a directory, however long the directory's path is, for this user only."""
+def _bound_below(directory: str, name: str) -> tuple[socket.socket, tuple[int, int]]:
+    """A Unix socket for this user only, and its file; the path of its directory may be long."""
     folder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -326,12 +345,21 @@ def _bound_below(directory: str, name: str) -> socket.socket:
             os.unlink(name, dir_fd=folder)
         listening.bind(f"/proc/self/fd/{folder}/{name}")
         os.chmod(name, 0o600, dir_fd=folder)
+        found = os.stat(name, dir_fd=folder)
     except BaseException:
         listening.close()
         raise
     finally:
         os.close(folder)
-    return listening
+    return listening, (found.st_dev, found.st_ino)
+
+
+def _name_of(directory: str, name: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(os.path.join(directory, name))
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _peer_uid(writer: asyncio.StreamWriter) -> int:

@@ -7,6 +7,7 @@ through as `StopRequested`.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -37,6 +38,8 @@ from agentd.host.wire import (
 from agentd.procs.waiter import Waiter
 
 ROUND_FILE = "round.json"
+
+_log = logging.getLogger(__name__)
 
 
 class HostRendezvous(RendezvousHandler):
@@ -148,12 +151,16 @@ class HostRendezvous(RendezvousHandler):
         return self._port.number
 
     def _write_round_file(self, round: int) -> None:
+        """Without a disk the file stays that of an older round: whoever asks it keeps off, others work."""
         text = json.dumps(
             {"run_id": self._spec.run_id, "incarnation": self._spec.incarnation, "round": round}
         )
         partial = Path(f"{self._round_file}.new")
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(self._round_file)
+        try:
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.replace(self._round_file)
+        except OSError as error:
+            _log.error("the round file is not on disk: %s: %s", self._round_file, error)
 
     def _log_dir(self, round: int, failure: ProcessFailure) -> str:
         return f"{self._spec.log_root}/round_{round}/{failure.local_rank}"

@@ -116,7 +116,8 @@ class HostSession:
             self._report(Unkillable(round=round_, pids=stuck.pids, wait_channels=stuck.wait_channels))
             return self._ended(Phase.LOST, str(stuck))
         except Exception as error:  # noqa: BLE001 - whatever it is, agentd and the operator must hear of it
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # its log may be on the very disk that is full
+                traceback.print_exc()
             return Ended(state=Phase.FAILED.value, reason=f"{type(error).__name__}: {error}")
         if result.state.name == "SUCCEEDED":
             return None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agentd.host.link import SOCKET_NAME
 from agentd.host.wire import (
     Done,
     Ended,
@@ -318,6 +319,32 @@ async def test_a_very_long_state_directory_is_no_obstacle(tmp_path: Path) -> Non
     async with running_host(deep, host_spec(deep, *python("pass"))) as ear:
         await ear.starts()
         await ear.hears(Done)
+
+
+async def test_a_deleted_socket_is_there_again_for_the_next_host(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as door:
+        ears = []
+        for _ in range(2):
+            (tmp_path / SOCKET_NAME).unlink()
+            ear = Ear()
+            ear.handle = await door.start_host(host_spec(tmp_path), str(tmp_path), ear)
+            ear.handle.admit()
+            await ear.starts()
+            ears.append(ear)
+        for ear in ears:
+            # The first one is still heard, though its socket's name is another's now.
+            assert ear.handle is not None
+            ear.handle.send(FinishHost(state="STOPPED", reason="enough", grace_s=5.0))
+            assert await ear.ends() == "exit code 0"
+            assert len(ear.all(Ended)) == 1
+
+
+async def test_a_round_file_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "round.json.new").mkdir()
+    async with running_host(tmp_path, host_spec(tmp_path, *python("pass"))) as ear:
+        await ear.starts()
+        await ear.hears(Done)
+        assert await ear.ends() == "exit code 0"
 
 
 async def test_a_later_host_of_the_group_goes_on_with_the_numbers(tmp_path: Path) -> None:
