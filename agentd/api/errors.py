@@ -66,7 +66,8 @@ class ProgramUnusable(AgentError):
 
     def __init__(self, node: str, path: str, problem: str) -> None:
         super().__init__(
-            f"node {node}: {path}: {problem}. Put it there, or name another with the spec's command.",
+            f"node {node}: {path}: {problem}. Put it right there, or choose another program, --python "
+            "or --workdir.",
             {"node": node, "path": path, "problem": problem},
         )
 
@@ -220,15 +221,20 @@ class JournalUnavailable(AgentError):
 
 
 class LogNotFound(AgentError):
-    """No log of these ranks is on the node."""
+    """No log of these ranks, of this role, or of this round is on the node."""
 
     reason = "LOG_NOT_FOUND"
     code = Code.NOT_FOUND
 
-    def __init__(self, run_id: str, ranks: str) -> None:
+    def __init__(self, run_id: str, ranks: str, role: str = "", round: int = 0) -> None:
+        wanted = "".join(
+            f" {words} {value}"
+            for words, value in (("of rank", ranks), ("of role", role), ("of round", round))
+            if value
+        )
         super().__init__(
-            f"run {run_id!r} has no log of rank {ranks} here. "
-            f"`agentctl status {run_id}` shows which node has it.",
+            f"run {run_id!r} has no log{wanted} here. "
+            f"`agentctl status {run_id}` shows its ranks, roles and newest round.",
             {"run_id": run_id, "ranks": ranks},
         )
 
@@ -308,14 +314,16 @@ class AddressUnusable(AgentError):
 
 
 class NotRunning(AgentError):
-    """The run has no workers now."""
+    """The run has no workers now, or none of these ranks."""
 
     reason = "NOT_RUNNING"
     code = Code.FAILED_PRECONDITION
 
-    def __init__(self, run_id: str, phase: str) -> None:
+    def __init__(self, run_id: str, phase: str, ranks: str = "") -> None:
+        who = f"running worker of rank {ranks}" if ranks else "running workers here"
         super().__init__(
-            f"run {run_id!r} has no running workers here (it is {phase})", {"run_id": run_id, "phase": phase}
+            f"run {run_id!r} has no {who}; it is {phase}. `agentctl status {run_id}` shows who runs.",
+            {"run_id": run_id, "phase": phase, **({"ranks": ranks} if ranks else {})},
         )
 
 

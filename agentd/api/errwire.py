@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, Protocol
 
@@ -75,7 +76,7 @@ def from_rpc_error(failure: RpcFailure, target: str, *, timeout: float = 0.0, me
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return LimitExceeded(f"a message to or from {target} ({details})", "4 MiB")
     if code is grpc.StatusCode.UNAVAILABLE:
-        return Unreachable(target, details)
+        return Unreachable(target, _cause(details))
     return AgentError(f"{target}: {code.name.lower().replace('_', ' ')}: {details}", {"target": target})
 
 
@@ -93,6 +94,18 @@ def _error_info(failure: RpcFailure) -> tuple[ErrorInfo | None, str]:
             # A proxy in between may have mangled it: code and details still stand.
             return None, ""
     return None, ""
+
+
+_CAUSE = re.compile(
+    r"(?:Failed to connect to remote host|connect failed: addr: \S+ error|address lookup failed for \S+): "
+    r"([^;\]]+)"
+)
+
+
+def _cause(details: str) -> str:
+    """What kept a connection from being made, without gRPC's own story around it."""
+    found = _CAUSE.search(details)
+    return found[1].strip().lower() if found else details
 
 
 def _clipped(text: str, limit: int) -> str:

@@ -214,8 +214,8 @@ class _Reading:
     def _check_found(self) -> None:
         request = self._request
         if not self._found_any and (request.ranks or request.role or request.round):
-            ranks = ", ".join(map(str, request.ranks)) or "any"
-            raise LogNotFound(request.run_id, ranks)
+            ranks = ", ".join(map(str, request.ranks))
+            raise LogNotFound(request.run_id, ranks, request.role, request.round)
 
     async def _wait(self, status: RunStatus | None) -> None:
         """Until a file grew, the run changed, a held line's patience ends, or a while has passed."""

@@ -91,12 +91,14 @@ def of_run(status: RunStatus) -> int:
 
 def of_error(error: AgentError) -> ExitCode:
     """The exit code of a request that failed."""
-    from agentd.api.errors import Code, InternalError, Unreachable
+    from agentd.api.errors import Code, InternalError, NotRunning, Unreachable
 
     if isinstance(error, Unreachable):
         return ExitCode.UNREACHABLE
     if isinstance(error, InternalError):
         return ExitCode.INTERNAL
+    if isinstance(error, NotRunning) and error.facts.get("ranks"):
+        return ExitCode.NOT_FOUND
     cause = getattr(error, "cause", None)
     if cause is not None:
         return of_error(cause)

@@ -258,7 +258,7 @@ class RunPlans:
         answers = {name: tuple(answer.ranks) for name, answer in result.answers.items() if answer.ranks}
         if not answers:
             _raise_if_none(result)
-            raise NotRunning(self.place.run_id, f"{found.newest.phase}; no rank {_ranks_text(ranks)} here")
+            raise NotRunning(self.place.run_id, str(found.newest.phase), ", ".join(map(str, ranks)))
         # A node without running workers has nothing to signal: no problem while others have.
         problems = _real_problems(result.problems, NotRunning, RunNotFound)
         return PerNode(answers=answers, problems=problems)
@@ -332,7 +332,3 @@ def _raise_if_none(result: PerNode[object]) -> None:
 
 def _real_problems(problems: Mapping[str, AgentError], *harmless: type[AgentError]) -> dict[str, AgentError]:
     return {name: error for name, error in problems.items() if not isinstance(error, harmless)}
-
-
-def _ranks_text(ranks: Sequence[int]) -> str:
-    return ", ".join(map(str, ranks)) or "at all"

@@ -198,7 +198,10 @@ class AgentServicer(_AgentBase):
             _abort(context, error)
         offsets.update({file: at for file in run.logs if (at := _resumed_at(file, wanted))})
         if wanted.ranks and not wanted.follow and not any(_is_wanted(file, wanted) for file in run.logs):
-            _abort(context, LogNotFound(wanted.run_id, ", ".join(map(str, wanted.ranks))))
+            _abort(
+                context,
+                LogNotFound(wanted.run_id, ", ".join(map(str, wanted.ranks)), wanted.role, wanted.round),
+            )
         with _Stream(self._script, self._world.changed, context) as stream:
             while True:
                 end = None

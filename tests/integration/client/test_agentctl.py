@@ -172,6 +172,7 @@ def test_a_partial_answer_is_shown_and_has_its_own_code(fakes: FakeFleet) -> Non
         (["run", "--run-id", "r", "--max-restarts", "1", "x.py"], ExitCode.REFUSED, "max_restarts"),
         (["ps", "--nodes", "127.0.0.1:1"], ExitCode.UNREACHABLE, "127.0.0.1:1"),
         (["logs", "r", "--ranks", "77"], ExitCode.NOT_FOUND, "no log of rank 77"),
+        (["signal", "r", "USR1", "--ranks", "77"], ExitCode.NOT_FOUND, "no running worker of rank 77; it is"),
         (["signal", "r", "USR1", "--ranks", "0,77"], ExitCode.PARTIAL, "rank 77 is not running"),
         (["join", "r", "--nodes", "127.0.0.1:1"], ExitCode.UNREACHABLE, "127.0.0.1:1"),
     ],

@@ -46,6 +46,8 @@ def test_a_run_gives_the_code_of_its_first_failed_worker(status: RunStatus, code
         (errors.Unreachable("a"), ExitCode.UNREACHABLE),
         (errors.RunNotFound("r", "a"), ExitCode.NOT_FOUND),
         (errors.LogNotFound("r", "1"), ExitCode.NOT_FOUND),
+        (errors.NotRunning("r", "running", "77"), ExitCode.NOT_FOUND),
+        (errors.NotRunning("r", "restarting"), ExitCode.REFUSED),
         (errors.DeadlineExceeded("a", 10), ExitCode.TIMEOUT),
         (errors.RunConflict("r", ["x"]), ExitCode.REFUSED),
         (errors.Draining("a"), ExitCode.REFUSED),

@@ -85,6 +85,38 @@ def test_a_failure_that_is_not_ours_becomes_the_nearest_error(
     assert "node:1" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("details", "cause"),
+    [
+        (
+            (
+                "failed to connect to all addresses; last error: UNKNOWN: ipv6:%5B::1%5D:1: "
+                "Failed to connect to remote host: Connection refused"
+            ),
+            "connection refused",
+        ),
+        (
+            (
+                "failed to connect to all addresses; last error: FAILED_PRECONDITION: unix:/a.sock: connect "
+                "failed: addr: unix:/a.sock error: No such file or directory"
+            ),
+            "no such file or directory",
+        ),
+        (
+            (
+                "errors resolving x:7460: [field:hostname lookup error:address lookup failed for x:7460: "
+                "Domain name not found]"
+            ),
+            "domain name not found",
+        ),
+        ("Socket closed", "Socket closed"),
+    ],
+)
+def test_a_node_that_does_not_answer_is_told_without_grpcs_own_story(details: str, cause: str) -> None:
+    error = errwire.from_rpc_error(Failed(grpc.StatusCode.UNAVAILABLE, details), "x:1")
+    assert str(error).startswith(f"no agentd answers at x:1: {cause}. Start one")
+
+
 def test_mangled_details_still_give_an_error() -> None:
     trailing = (("grpc-status-details-bin", b"\xff\xff\xff"),)
     error = errwire.from_rpc_error(Failed(grpc.StatusCode.NOT_FOUND, "no such", trailing), "node:1")

@@ -328,5 +328,7 @@ async def test_ranks_that_are_not_here_are_an_error_and_so_is_an_unknown_run(tmp
     async with reading(run) as reader:
         with pytest.raises(LogNotFound, match="rank 5"):
             await anext(reader.read(LogsRequest(run_id="r", ranks=(5,))))
+        with pytest.raises(LogNotFound, match="no log of role x of round 7 here"):
+            await anext(reader.read(LogsRequest(run_id="r", role="x", round=7)))
         with pytest.raises(RunNotFound):
             await anext(reader.read(LogsRequest(run_id="other")))
