@@ -6,24 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from agentd.api.types import Failure, Phase, WorkerStatus
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """A member's place in a formed round."""
-
-    round: int
-    group_rank: int
-    group_world_size: int
-    rank_base: int
-    world_size: int
-    role_rank_base: int
-    role_world_size: int
-    master_addr: str
-    master_port: int
-    restart_count: int
-    max_restarts: int
-
+from agentd.core.assignment import Assignment
 
 # --- events: from the supervisor and the host ---------------------------------------------------------------
 
@@ -118,7 +101,7 @@ class Swept:
 class Placed:
     """The hub formed a round with this group in it."""
 
-    placement: Placement
+    placement: Assignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +164,7 @@ class StartHost:
 class SendPlacement:
     """Tell the host its place: it starts the workers."""
 
-    placement: Placement
+    placement: Assignment
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from agentd.api.errors import AgentError, HubUnreachable
 from agentd.api.types import Failure, RunSpec, RunStatus
-from agentd.hub.messages import Assignment, RunFinished
+from agentd.core.assignment import Assignment
+from agentd.hub.messages import RunFinished
 
 
 class Member(Protocol):

@@ -12,6 +12,7 @@ from agentd.api.errors import AgentError, HubUnreachable, RunEnded, RunNotFound
 from agentd.api.types import TERMINAL, GroupRef, GroupStatus, Phase, RunSpec, RunStatus
 from agentd.core import defaults
 from agentd.core import group_events as ev
+from agentd.core.assignment import Assignment
 from agentd.groups import layout, snapshot
 from agentd.groups.admission import RolePlan
 from agentd.groups.logs import WorkerLog
@@ -19,10 +20,9 @@ from agentd.groups.ports import Rendezvous, Session
 from agentd.groups.records import RunRow
 from agentd.groups.supervisor import Facilities, Supervisor
 from agentd.host.wire import HostSpec
-from agentd.hub.messages import Assignment, RunFinished
+from agentd.hub.messages import RunFinished
 
 _log = logging.getLogger(__name__)
-_PLACE = tuple(ev.Placement.__dataclass_fields__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +212,7 @@ class NodeRun:
 
     def on_assignment(self, role: str, assignment: Assignment) -> None:
         """A round was formed with one of the groups in it."""
-        placement = ev.Placement(**{name: getattr(assignment, name) for name in _PLACE})
-        self._post(role, ev.Placed(placement))
+        self._post(role, ev.Placed(assignment))
 
     def on_stop_round(self, round_: int, reason: str) -> None:
         """The workers of a round are to go, to form another."""

@@ -267,7 +267,7 @@ class Supervisor:
             case ev.StartHost():
                 await self._start_host()
             case ev.SendPlacement(placement):
-                self._tell(wire.Assigned(**{name: getattr(placement, name) for name in _PLACE}))
+                self._tell(wire.Assigned(place=placement))
             case ev.SendStopRound(round_, reason):
                 self._tell(wire.StopRound(round=round_, reason=reason))
             case ev.SendFinish(phase, reason, grace):
@@ -366,9 +366,6 @@ class Supervisor:
             "round": self._state.round,
             "reason": self._state.reason,
         }
-
-
-_PLACE = tuple(ev.Placement.__dataclass_fields__)
 
 
 def _stuck_sentence(pids: Sequence[int], channels: Sequence[str]) -> str:

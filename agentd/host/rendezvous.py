@@ -12,18 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from agentd.core.assignment import Assignment
 from agentd.elastic.multiprocessing.errors.failure import NOT_AVAILABLE, ProcessFailure
 from agentd.elastic.rendezvous.api import RendezvousHandler, RendezvousInfo
 from agentd.elastic.rendezvous.coordinated import (
     AssignedRendezvousInfo,
-    Assignment,
     Verdict,
     WorkerExit,
     WorkerStart,
 )
 from agentd.host.ports import HeldPort
 from agentd.host.wire import (
-    Assigned,
     Done,
     Exited,
     Failed,
@@ -52,7 +51,7 @@ class HostRendezvous(RendezvousHandler):
         self._round_file = f"{group_dir}/{ROUND_FILE}"
         self._waiter = waiter
         self._report = report
-        self._place: Assigned | None = None
+        self._place: Assignment | None = None
         self._stop_round = 0
         self._port: HeldPort | None = None
         self.workers: dict[int, StartedWorker] = {}
@@ -60,7 +59,7 @@ class HostRendezvous(RendezvousHandler):
 
     # What agentd says.
 
-    def on_assigned(self, place: Assigned) -> None:
+    def on_assigned(self, place: Assignment) -> None:
         """A round was formed with this group in it."""
         if place.round > self._round:
             self._place = place
@@ -100,8 +99,7 @@ class HostRendezvous(RendezvousHandler):
         place = self._place
         assert place is not None
         self._write_round_file(place.round)
-        assigned = {field.name: getattr(place, field.name) for field in fields(Assignment)}
-        return AssignedRendezvousInfo(Assignment(**assigned))
+        return AssignedRendezvousInfo(place)
 
     def on_workers_started(self, round: int, workers: Sequence[WorkerStart]) -> None:
         started = tuple(_started(worker) for worker in workers)

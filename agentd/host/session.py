@@ -182,7 +182,7 @@ class HostSession:
 
     def _obey(self, frame: AgentFrame, rendezvous: HostRendezvous, agent: LocalElasticAgent) -> None:
         if isinstance(frame, Assigned):
-            rendezvous.on_assigned(frame)
+            rendezvous.on_assigned(frame.place)
         elif isinstance(frame, StopRound):
             rendezvous.on_stop_round(frame)
         elif isinstance(frame, SignalWorkers):

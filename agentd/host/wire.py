@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, TypeAlias, Union, get_args, get_origin, get_type_hints
 
+from agentd.core.assignment import Assignment
+
 VERSION = 1
 MAX_FRAME = 16 * 1024 * 1024
 
@@ -201,17 +203,7 @@ class Assigned:
     """The group's place in a formed round."""
 
     type: ClassVar[str] = "assignment"
-    round: int
-    group_rank: int
-    group_world_size: int
-    rank_base: int
-    world_size: int
-    role_rank_base: int
-    role_world_size: int
-    master_addr: str
-    master_port: int
-    restart_count: int
-    max_restarts: int
+    place: Assignment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

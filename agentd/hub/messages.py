@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from agentd.api.types import Failure, Phase, RunSpec, RunStatus
+from agentd.core import assignment
 
 
 class MemberCondition(enum.Enum):
@@ -133,21 +134,10 @@ class SessionWelcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """A member's place in a formed round: all that its workers need."""
+class Assignment(assignment.Assignment):
+    """A member's place in a formed round."""
 
     role: str
-    round: int
-    group_rank: int
-    group_world_size: int
-    rank_base: int
-    world_size: int
-    role_rank_base: int
-    role_world_size: int
-    master_addr: str
-    master_port: int
-    restart_count: int
-    max_restarts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agentd.core.assignment import Assignment
 from agentd.host.handle import HostDoor, HostHandle
 from agentd.host.wire import Assigned, HostSpec, Ready, ReportFrame, Started
 from tests.support.waiting import wait_until_async
@@ -72,7 +73,7 @@ def place(round: int, size: int, port: int = 29_500, **changes: Any) -> Assigned
         "restart_count": round - 1,
         "max_restarts": 3,
     }
-    return Assigned(**{**fields, **changes})
+    return Assigned(place=Assignment(**{**fields, **changes}))
 
 
 def host_spec(root: Path, *argv: str, env: dict[str, str] | None = None, **changes: Any) -> HostSpec:

@@ -1,5 +1,6 @@
 """How agents of one run find each other and agree on a round."""
 
+from agentd.core.assignment import Assignment
 from agentd.elastic.rendezvous.api import (
     RendezvousClosedError,
     RendezvousConnectionError,
@@ -13,7 +14,6 @@ from agentd.elastic.rendezvous.api import (
 )
 from agentd.elastic.rendezvous.coordinated import (
     AssignedRendezvousInfo,
-    Assignment,
     CoordinatedRendezvous,
     Verdict,
     WorkerExit,

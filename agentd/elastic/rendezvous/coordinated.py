@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from agentd.core.assignment import Assignment
 from agentd.elastic.rendezvous.api import RendezvousInfo, RendezvousStateError, RendezvousStoreInfo
 
 if TYPE_CHECKING:
@@ -26,23 +27,6 @@ class Verdict(enum.Enum):
     """Another round follows: the agent stops what still runs and calls `next_rendezvous` again."""
     END = "end"
     """None follows: the agent's `run` ends, failed after a failure, succeeded after success."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """An agent's place in a round. Its workers take consecutive ranks from both bases."""
-
-    round: int
-    group_rank: int
-    group_world_size: int
-    rank_base: int
-    world_size: int
-    role_rank_base: int
-    role_world_size: int
-    restart_count: int
-    max_restarts: int
-    master_addr: str
-    master_port: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

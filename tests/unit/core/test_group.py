@@ -12,15 +12,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from agentd.api.types import TERMINAL, Failure, Phase, WorkerState, WorkerStatus
 from agentd.core import group_events as ev
+from agentd.core.assignment import Assignment
 from agentd.core.group import MAX_HOST_LOSSES, STOP_MARGIN, GroupState, HostState, step
 
 NEW = GroupState(role="default", local_world_size=1, stop_grace=30.0)
 FAILURE = Failure(rank=0, pid=7, exit_code=3)
 
 
-def placement(round: int, **changes: Any) -> ev.Placement:
-    fields = dict.fromkeys(ev.Placement.__dataclass_fields__, 0)
-    return ev.Placement(**{**fields, "round": round, "master_addr": "a", **changes})
+def placement(round: int, **changes: Any) -> Assignment:
+    fields = dict.fromkeys(Assignment.__dataclass_fields__, 0)
+    return Assignment(**{**fields, "round": round, "master_addr": "a", **changes})
 
 
 def workers(round: int) -> tuple[WorkerStatus, ...]:

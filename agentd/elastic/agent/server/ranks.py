@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agentd.core.assignment import Assignment
 from agentd.elastic.agent.server.spec import Worker, WorkerSpec
-from agentd.elastic.rendezvous.coordinated import Assignment
 from agentd.elastic.utils.store import Store, wait_for_keys
 from agentd.procs.waiter import Waiter
 
