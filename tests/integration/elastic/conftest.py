@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.elastic.rig import PlainRendezvous, Rig
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -20,4 +21,4 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     rig = Rig(tmp_path)
     yield rig
     rig.waiter.close()
-    assert rig.left() == []
+    wait_until(lambda: not rig.left(), what="no process of the rig is left")
