@@ -61,6 +61,7 @@ CLOSE_S = 2.0
 UNKILLABLE = "UNKILLABLE"
 
 _log = logging.getLogger(__name__)
+_HUB = "hub_address"
 _REVISIONS_PER_START = 1 << 32
 T = TypeVar("T")
 
@@ -273,31 +274,57 @@ class Registry:
 
     async def _known(self, request: RunRequest) -> RunStatus | None:
         """The status to answer with if the run is there already. Raises for what contradicts it."""
+        repeated = self._repeated(request)
         newest = self._board.newest(request.spec.run_id)
-        if newest is None:
-            return None
-        key = newest.run_id, newest.incarnation
+        if repeated is not None or newest is None:
+            return repeated
         if request.incarnation and request.incarnation < newest.incarnation:
             raise StaleIncarnation(newest.run_id, request.incarnation, newest.incarnation)
-        run = self._live.get(key)
+        run = self._live.get((newest.run_id, newest.incarnation))
         if run is None:
-            same = self._ended[key].request_id == request.request_id
-            return newest if same and request.incarnation in (0, newest.incarnation) else None
+            return None
         if request.incarnation in (0, newest.incarnation):
             return self._agreeing(run, request)
-        # Its hub has begun a later use of the id, so whatever is here is over.
-        run.stop("a newer incarnation of the run has begun", None)
+        await self._give_way(run, request)
+        return None
+
+    def _repeated(self, request: RunRequest) -> RunStatus | None:
+        """How a run ended that this very request had started."""
+        for (run_id, incarnation), ended in self._ended.items():
+            if run_id == request.spec.run_id and ended.request_id == request.request_id:
+                if request.incarnation in (0, incarnation):
+                    return self._board.get(run_id, incarnation)
+        return None
+
+    async def _give_way(self, run: NodeRun, request: RunRequest) -> None:
+        """End this part of an older use of the id, unless its own hub says that it is well and alive."""
+        run_id, incarnation = run.part.key
+        fields = differing_fields(run.part.spec, request.spec)
+        try:
+            status, _ = await self._rendezvous.describe(run.part.hub_address, run_id, incarnation)
+        except AgentError:
+            # Its hub is gone or has forgotten it: the later one is what its user wants.
+            status = None
+        if status is not None and status.phase not in TERMINAL and (fields or status.round):
+            raise RunConflict(run_id, fields or [_HUB])
+        # Two clients that started the same spec at two hubs at once: the later one wins, nothing ran yet.
+        reason = "a newer incarnation of the run has begun"
+        if run.part.hub_here:
+            await self._terminate(run, reason, None)
+        else:
+            run.stop(reason, None)
         try:
             await asyncio.wait_for(run.ended.wait(), SUPERSEDED_WAIT_S)
         except asyncio.TimeoutError:
-            raise RunConflict(newest.run_id, ["incarnation"]) from None
-        return None
+            raise RunConflict(run_id, ["incarnation"]) from None
 
     def _agreeing(self, run: NodeRun, request: RunRequest) -> RunStatus | None:
         if request.join:
             # The hub's own node may have left, and may come back.
             return self._board.get(*run.part.key) if run.group_refs() else None
         fields = differing_fields(run.part.spec, request.spec)
+        if request.hub_address not in ("", run.part.hub_address or run.part.address):
+            fields = (*fields, _HUB)
         if fields:
             raise RunConflict(request.spec.run_id, fields)
         return self._board.get(*run.part.key)
@@ -371,7 +398,8 @@ class Registry:
         now = time.time()
         return Part(
             spec=request.spec,
-            incarnation=request.incarnation or max(last + 1, int(now)),
+            # Fine enough that two hubs do not give one number to two runs of one id.
+            incarnation=request.incarnation or max(last + 1, int(now * 1000)),
             request_id=request.request_id,
             node_id=self._node_id,
             address=await self._advertise(request.hub_address),

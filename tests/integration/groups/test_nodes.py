@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agentd.api.errors import RunConflict, StaleIncarnation
 from agentd.api.types import Phase, RendezvousSpec, RunSpec, RunStatus, StopRequest, StopScope, WorkerStatus
 from agentd.groups.reap import reap
 from tests.support.fleet import is_gone
@@ -82,6 +83,41 @@ async def test_a_node_leaves_and_comes_back_while_the_other_goes_on(tmp_path: Pa
         await a.runs("job", 3)
         await a.registry.stop(StopRequest(run_id="job"))
         assert (await b.ends("job")).phase is Phase.STOPPED
+
+
+async def test_another_run_of_the_same_id_takes_no_node_from_a_live_one(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "a", "b", "c") as (_, (a, b, c)):
+        await run_on(run_spec(nodes=("a", "b")), a, b)
+        before = await b.runs("job")
+        await a.runs("job")
+        other = run_spec(nodes=("c", "b"))
+        with pytest.raises(RunConflict, match="nodes"):
+            await run_on(other, c, b)
+        with pytest.raises(RunConflict, match="hub_address"):
+            await b.run(
+                run_spec(nodes=("a", "b")), node_name="b", incarnation=before.incarnation, hub_address="c"
+            )
+        assert b.registry.status("job").incarnation == before.incarnation
+        assert not any(is_gone(worker.pid) for worker in own_workers(before, "b"))
+        for node in (a, c):
+            await node.registry.stop(StopRequest(run_id="job", grace=0.0))
+            await node.ends("job")
+
+
+async def test_clients_that_begin_at_two_hubs_at_once_end_up_with_the_later_run(tmp_path: Path) -> None:
+    spec = run_spec(nodes=("a", "b"))
+    async with nodes(tmp_path, "a", "b") as (_, (a, b)):
+        earlier, _ = await a.run(spec, request_id="one", node_name="a")
+        later, _ = await b.run(spec, request_id="two", node_name="b", incarnation=earlier.incarnation + 1)
+        with pytest.raises(StaleIncarnation):
+            await b.run(spec, node_name="b", incarnation=earlier.incarnation, hub_address="a")
+        await a.run(spec, node_name="a", incarnation=later.incarnation, hub_address=later.hub_address)
+        for node in (a, b):
+            assert (await node.runs("job")).incarnation == later.incarnation
+        assert a.registry.status("job", earlier.incarnation).phase is Phase.STOPPED
+        await a.registry.stop(StopRequest(run_id="job", grace=0.0))
+        for node in (a, b):
+            assert (await node.ends("job")).phase is Phase.STOPPED
 
 
 async def test_a_hub_off_the_training_nodes_has_no_part_in_the_run(tmp_path: Path) -> None:

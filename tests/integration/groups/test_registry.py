@@ -318,6 +318,19 @@ async def test_a_repeated_run_is_one_run_and_another_spec_is_refused_by_name(tmp
             await node.run(run_spec(), incarnation=end.incarnation, hub_address="a")
 
 
+async def test_a_request_repeated_after_a_newer_run_gets_its_own_end(tmp_path: Path) -> None:
+    async with one_node(tmp_path) as node:
+        await node.run(run_spec("pass"), request_id="one")
+        first = await node.ends("job")
+        await node.run(run_spec(), request_id="two")
+        await node.runs("job")
+        status, created = await node.run(run_spec("pass"), request_id="one")
+        assert (status.incarnation, status.phase, created) == (first.incarnation, Phase.SUCCEEDED, False)
+        await stopped(node, grace=0.0)
+        status, created = await node.run(run_spec("pass"), request_id="one")
+        assert (status.incarnation, created) == (first.incarnation, False)
+
+
 async def test_raced_runs_make_one_incarnation(tmp_path: Path) -> None:
     async with one_node(tmp_path) as node:
         answers = await asyncio.gather(*(node.run(run_spec()) for _ in range(8)))
