@@ -85,10 +85,10 @@ def test_member_that_was_taken_out_is_not_missing_and_a_lost_one_is() -> None:
     rig.gone("a", "b", "c")
     rig.break_stream("b")
     assert rig.status.phase is Phase.RUNNING
-    assert rig.status.missing == ()
+    assert not rig.status.missing
     rig.silence("c")
     rig.gone("a")
-    assert rig.status.missing == ("c",)
+    assert list(rig.status.missing) == ["c"]
 
 
 def test_nobody_is_missing_while_others_fill_the_round() -> None:
