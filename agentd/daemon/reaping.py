@@ -12,6 +12,9 @@ from agentd.groups import reap as leftovers
 
 def reap(config: Config, say: Callable[[str], object]) -> ExitCode:
     """End it while nobody else has the state directory. Raises `StartFailed` if its agentd lives."""
+    if not leftovers.has_journal(config.state_dir):
+        say(f"no agentd has kept its state in {config.state_dir}, so nothing was ended. Is it the right one?")
+        return ExitCode.OK
     with state_dir_locked(config.state_dir):
         found = leftovers.reap(config.state_dir)
     for group in found:

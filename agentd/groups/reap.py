@@ -32,12 +32,16 @@ class Leftover:
     """What SIGKILL did not end."""
 
 
+def has_journal(state_dir: str) -> bool:
+    """Whether any agentd has ever kept its state there."""
+    return Path(state_dir, layout.DATABASE).exists()
+
+
 def reap(state_dir: str, grace_s: float = GRACE_S) -> tuple[Leftover, ...]:
     """End what a dead agentd of this state directory left. Its lock must be held, or no agentd be there."""
-    database = Path(state_dir, layout.DATABASE)
-    if not database.exists():
+    if not has_journal(state_dir):
         return ()
-    return end_leftovers(open_for_reading(database).groups, grace_s)
+    return end_leftovers(open_for_reading(Path(state_dir, layout.DATABASE)).groups, grace_s)
 
 
 def end_leftovers(groups: Iterable[GroupRow], grace_s: float) -> tuple[Leftover, ...]:

@@ -110,6 +110,17 @@ def members(agent: Any) -> int:
     return sum(group.round == run.round > 0 and group.phase == run_pb2.PHASE_RUNNING for group in groups)
 
 
+def test_reap_of_a_directory_no_agentd_ever_had_says_so_and_makes_none(folder: Path) -> None:
+    wrong = folder / "mistyped"
+    done = subprocess.run(
+        [sys.executable, "-m", "agentd", "reap", "--state-dir", str(wrong)],
+        capture_output=True, text=True, timeout=END_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == ExitCode.OK
+    assert f"no agentd has kept its state in {wrong}" in done.stdout
+    assert not wrong.exists()
+
+
 def test_reap_ends_what_nobody_else_can_and_touches_no_stranger(folder: Path) -> None:
     program = script(folder, "import time\nprint('up', flush=True)\ntime.sleep(600)\n")
     stranger = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.DEVNULL)
