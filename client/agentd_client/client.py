@@ -27,7 +27,7 @@ from agentd_client.drive_sync import SyncDriver
 from agentd_client.environment import PassedEnvironment
 from agentd_client.follow import PATIENCE_S
 from agentd_client.launch import Launched
-from agentd_client.nodes import Node, local_node, node_of, nodes_of
+from agentd_client.nodes import Node, local_node, node_of, some_nodes_of
 from agentd_client.report import LogReceived, PerNode, RunEvent, RunReport, Start, StatusChanged
 from agentd_client.surface import AgentPlans, FleetPlans, RunPlans
 
@@ -138,7 +138,7 @@ class Fleet(_Closing):
 
         `patience_s`: how long a run is followed while nobody answers.
         """
-        nodes = (local_node(),) if targets is None else nodes_of(targets)
+        nodes = (local_node(),) if targets is None else some_nodes_of(targets)
         self._plans = FleetPlans(nodes=nodes, timeout_s=timeout_s, patience_s=patience_s)
         self._driver = SyncDriver()
 

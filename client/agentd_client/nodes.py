@@ -53,6 +53,14 @@ def nodes_of(targets: Iterable[str] | Mapping[str, str]) -> tuple[Node, ...]:
     return nodes
 
 
+def some_nodes_of(targets: Iterable[str] | Mapping[str, str]) -> tuple[Node, ...]:
+    """As `nodes_of`; raises `InvalidSpec` also when none is named, so that no run is started nowhere."""
+    nodes = nodes_of(targets)
+    if not nodes:
+        raise InvalidSpec("targets", "no node is named; None stands for this machine's agentd")
+    return nodes
+
+
 def local_node(environ: Mapping[str, str] | None = None) -> Node:
     """The agentd of this machine and user, by its default socket."""
     return node_of(str(default_socket(os.environ if environ is None else environ, os.getuid())))

@@ -41,6 +41,12 @@ def test_a_node_named_twice_is_refused_by_name() -> None:
         nodes_of(["a", "b", "a:7460"])
 
 
+@pytest.mark.parametrize("form", [Fleet, AsyncFleet])
+def test_a_fleet_of_no_nodes_is_refused_when_it_is_made(form: type[Any]) -> None:
+    with pytest.raises(InvalidSpec, match="no node is named"):
+        form([])
+
+
 def test_names_of_a_mapping_are_the_callers() -> None:
     nodes = nodes_of({"first": "10.0.0.1", "second": "10.0.0.2:1"})
     assert by_name(nodes, "second").target == "10.0.0.2:1"
