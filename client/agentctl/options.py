@@ -31,6 +31,20 @@ class Parsed(click.ParamType, Generic[T]):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """The shell completes paths by itself, once it is told that a path is wanted."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+def complete_folders(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """As `complete_files`, for directories."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="dir")]
+
+
 def dashed(name: str) -> str:
     """Underscores in flags are dashes, as torchrun takes them."""
     return name.replace("_", "-")
@@ -43,7 +57,10 @@ CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "token_normali
 def node_options(command: Command) -> Command:
     """`--nodes` and `--hostfile`."""
     command = click.option(
-        "--hostfile", metavar="FILE", help="Nodes from a file: one target a line, optional slots=N."
+        "--hostfile",
+        metavar="FILE",
+        shell_complete=complete_files,
+        help="Nodes from a file: one target a line, optional slots=N.",
     )(command)
     return click.option(
         "--nodes",

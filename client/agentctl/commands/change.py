@@ -124,6 +124,7 @@ def leave(run_id: str, nodes: tuple[str, ...], grace: float | None, reason: str,
     """Take nodes out of the live RUN; the others go on with what is left."""
     from agentctl.show.talk import say
     from agentd.api import convert
+    from agentd.api.types import TERMINAL
     from agentd_client import Fleet
     from agentd_client.nodes import nodes_of
 
@@ -133,8 +134,13 @@ def leave(run_id: str, nodes: tuple[str, ...], grace: float | None, reason: str,
         result = fleet.find(run_id).leave(
             names, grace=grace, reason=reason or f"agentctl leave of {caller.name()}"
         )
-    for name in result.answers:
-        say(f"node {name} leaves run {run_id}")
+    for name, status in result.answers.items():
+        over = status.phase in TERMINAL
+        say(
+            f"node {name}: run {run_id} has ended: {status.phase}"
+            if over
+            else f"node {name} leaves run {run_id}"
+        )
     _write((convert.run_status_to_message(status) for status in result.answers.values()), values["output"])
     return _code(result.problems)
 

@@ -11,12 +11,14 @@ import click
 
 from agentctl import caller, flags, torchrun
 from agentctl.commands.runflags import run_flags
+from agentctl.exits import CommandFailed, ExitCode
 from agentctl.hosts import Nodes, resolve_nodes
-from agentctl.options import CONTEXT, deadline_option, node_options, output_option
+from agentctl.options import CONTEXT, complete_files, deadline_option, node_options, output_option
 from agentctl.show.talk import say
 
 if TYPE_CHECKING:
     from agentctl.spec import Wish
+    from agentd.api.errors import Unreachable
     from agentd_client import AsyncFleet, AsyncRunHandle, PassedEnvironment
 
 
@@ -41,8 +43,8 @@ class RunOptions:
 @run_flags
 @deadline_option
 @output_option
-@click.argument("script", required=False)
-@click.argument("script_args", nargs=-1, type=click.UNPROCESSED)
+@click.argument("script", required=False, shell_complete=complete_files)
+@click.argument("script_args", nargs=-1, type=click.UNPROCESSED, shell_complete=complete_files)
 def run(**values: Any) -> int:
     """Run SCRIPT with its arguments as a distributed program, as torchrun would, and stay with it.
 
@@ -198,10 +200,31 @@ async def _run(
         return await attached.stay(starting)
 
 
+class HubUnanswered(CommandFailed):
+    """--rdzv-endpoint names no agentd; in torchrun's commands it names a store that torchrun starts."""
+
+    def __init__(self, endpoint: str, error: Unreachable) -> None:
+        super().__init__(
+            f"{error} --rdzv-endpoint {endpoint} names the agentd that coordinates, not torchrun's store: "
+            "leave it out, and the first node coordinates.",
+            ExitCode.UNREACHABLE,
+        )
+
+
 async def _launch(
     fleet: AsyncFleet, wish: Wish, options: RunOptions, environment: PassedEnvironment
 ) -> AsyncRunHandle:
-    handle = await fleet.run(wish.spec, hub=wish.hub, request_id=options.request_id, environment=environment)
+    from agentd.api.errors import Unreachable
+    from agentd_client.nodes import node_of
+
+    try:
+        handle = await fleet.run(
+            wish.spec, hub=wish.hub, request_id=options.request_id, environment=environment
+        )
+    except Unreachable as error:
+        if wish.hub is None or error.facts.get("target") != node_of(wish.hub).target:
+            raise
+        raise HubUnanswered(wish.hub, error) from None
     say(_started_line(handle, wish))
     return handle
 
@@ -222,7 +245,6 @@ def _started_line(handle: AsyncRunHandle, wish: Wish) -> str:
 
 def _detached(handle: AsyncRunHandle, output: str) -> int:
     """The run's id, and which nodes have not taken it yet."""
-    from agentctl.exits import ExitCode
     from agentctl.show.messages import write_json, write_json_lines
     from agentctl.show.talk import say_problems
     from agentd.api import convert

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from agentctl import flags, torchrun
-from agentctl.options import Parsed
+from agentctl.options import Parsed, complete_files, complete_folders
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
@@ -96,8 +96,18 @@ _SHAPE: Final[tuple[Decorator, ...]] = (
 _PROGRAM: Final[tuple[Decorator, ...]] = (
     _flag("-m", "--module", is_flag=True, text="The program is a Python module."),
     _flag("--no-python", is_flag=True, text="The program is an executable."),
-    _flag("--python", metavar="PATH", text="Python on the nodes. Default: the one that runs agentctl."),
-    _flag("--workdir", metavar="DIR", text="Directory on the nodes. Default: this one."),
+    _flag(
+        "--python",
+        metavar="PATH",
+        shell_complete=complete_files,
+        text="Python on the nodes. Default: the one that runs agentctl.",
+    ),
+    _flag(
+        "--workdir",
+        metavar="DIR",
+        shell_complete=complete_folders,
+        text="Directory on the nodes. Default: this one.",
+    ),
     _flag("--env", multiple=True, metavar="K=V", text="A variable for the workers."),
     _flag(
         "--env-pass",
@@ -106,7 +116,13 @@ _PROGRAM: Final[tuple[Decorator, ...]] = (
         text="Variables of this environment that go over the network. Default: NCCL_*, TORCH_*, CUDA_*, "
         "OMP_*, PYTHONPATH. Over a Unix socket all of them go.",
     ),
-    _flag("--spec", "spec_file", metavar="FILE.toml", text="A run of several roles, from a file."),
+    _flag(
+        "--spec",
+        "spec_file",
+        metavar="FILE.toml",
+        shell_complete=complete_files,
+        text="A run of several roles, from a file.",
+    ),
 )
 
 _RENDEZVOUS: Final[tuple[Decorator, ...]] = (
@@ -172,6 +188,7 @@ _CONSOLE: Final[tuple[Decorator, ...]] = (
     _flag(
         "--log-dir",
         metavar="DIR",
+        shell_complete=complete_folders,
         pet=True,
         text="Root of the log files on the nodes. Default: in agentd's state directory.",
     ),

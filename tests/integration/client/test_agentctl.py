@@ -175,6 +175,7 @@ def test_a_partial_answer_is_shown_and_has_its_own_code(fakes: FakeFleet) -> Non
         (["signal", "r", "USR1", "--ranks", "77"], ExitCode.NOT_FOUND, "no running worker of rank 77; it is"),
         (["signal", "r", "USR1", "--ranks", "0,77"], ExitCode.PARTIAL, "rank 77 is not running"),
         (["join", "r", "--nodes", "127.0.0.1:1"], ExitCode.UNREACHABLE, "127.0.0.1:1"),
+        (["run", "--rdzv-endpoint", "127.0.0.1:1", "x.py"], ExitCode.UNREACHABLE, "not torchrun's store"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
@@ -205,6 +206,8 @@ def test_each_kind_of_failure_has_its_code_and_its_sentence(
         (["status", "--watch"], "--watch needs a RUN"),
         (["signal", "r", "NOPE"], "NOPE"),
         (["nonsense"], "nonsense"),
+        (["stats"], "Did you mean 'status'?"),
+        (["--nodes", "a", "ps"], "agentctl ps --nodes"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
 )
@@ -248,6 +251,15 @@ def test_a_missing_node_is_named_while_the_run_waits_and_joins_when_it_is_back(
     assert run.wait(TIMEOUT_S) == 0
     assert f"node {fakes.targets[1]}: no agentd answers" in said.read_text()
     assert f"node {fakes.targets[1]} has taken the run" in said.read_text()
+
+
+def test_leaving_an_ended_run_says_that_it_has_ended(fakes: FakeFleet) -> None:
+    ctl("run", "-d", "--run-id", "r", "x.py")
+    fakes.finish("r")
+    done = ctl("leave", "r", "--nodes", fakes.targets[1])
+    assert done.returncode == ExitCode.OK
+    assert f"node {fakes.targets[1]}: run r has ended: succeeded" in done.stderr
+    assert "leaves" not in done.stderr
 
 
 def test_a_detached_run_tells_who_has_not_taken_it(fakes: FakeFleet) -> None:
@@ -311,3 +323,15 @@ def test_completion_completes_commands_and_flags() -> None:
     words = ctl(env=env).stdout
     assert "status" in words
     assert "stop" in words
+
+
+@pytest.mark.parametrize("line", ["run ", "run train.py ", "run --spec ", "nodes --hostfile "])
+def test_completion_leaves_paths_to_the_shell(line: str) -> None:
+    words = ["agentctl", *line.split(), "tr"]
+    env = {
+        **os.environ,
+        "_AGENTCTL_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    assert ctl(env=env).stdout.splitlines() == ["file,tr"]

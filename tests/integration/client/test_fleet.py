@@ -233,7 +233,7 @@ def test_stop_join_leave_and_signal(fakes: FakeFleet, make_fleet: Make) -> None:
 
         got = run.signal(10, [0, 7])
         assert sorted(rank for ranks in got.answers.values() for rank in ranks) == [0, 7]
-        with pytest.raises(NotRunning):
+        with pytest.raises(NotRunning, match="no running worker of rank 99"):
             run.signal(10, [99])
 
         left = run.leave([fakes.targets[1]], reason="maintenance")
