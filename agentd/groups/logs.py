@@ -65,6 +65,7 @@ class LogReader:
         self._source = source
         self._node_id = node_id
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="agentd-logs")
+        self._closed = False
         self._watcher = FileWatcher(asyncio.get_running_loop())
 
     async def read(self, request: LogsRequest) -> AsyncGenerator[LogChunk | StreamEnd, None]:
@@ -75,14 +76,21 @@ class LogReader:
             async with aclosing(reading.run()) as answers:
                 async for answer in answers:
                     yield answer
+        except _Closed:
+            return
         finally:
             reading.close()
 
     async def close(self) -> None:
-        """Let go of threads and descriptors. Readers are expected to have ended."""
+        """Let go of threads and descriptors. A reading that is still under way for nobody ends."""
+        self._closed = True
         self._watcher.close()
         # A thread that waits for a dead disk is not waited for.
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Closed(Exception):
+    """Nothing is read any more."""
 
 
 class _Reading:
@@ -237,12 +245,15 @@ class _Reading:
             self._wake.set()
 
     def _in_pool(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> asyncio.Future[T]:
+        if self._reader._closed:
+            raise _Closed
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._reader._pool, partial(call, *arguments, **named))
 
     def _unwatch(self, watch: int) -> None:
         # Not waited for: whoever reads, or no longer does, has nothing to learn from it.
-        self._reader._pool.submit(self._reader._watcher.remove, watch, self._wake)
+        if not self._reader._closed:
+            self._reader._pool.submit(self._reader._watcher.remove, watch, self._wake)
 
 
 def _why(status: RunStatus | None) -> str:

@@ -322,6 +322,18 @@ async def test_not_following_a_file_that_grows_all_the_time_still_ends(tmp_path:
 
 
 @pytest.mark.asyncio
+async def test_a_reading_that_is_under_way_when_agentd_ends_ends_without_a_fault(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.start_round(1, 0)
+    run.write(1, 0, b"one\n")
+    async with reading(run) as reader:
+        answers = reader.read(LogsRequest(run_id="r", follow=True))
+        await anext(answers)
+        await reader.close()
+        assert [answer async for answer in answers] == []
+
+
+@pytest.mark.asyncio
 async def test_ranks_that_are_not_here_are_an_error_and_so_is_an_unknown_run(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.start_round(1, 0)
