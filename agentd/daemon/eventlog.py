@@ -14,9 +14,15 @@ import queue
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Final, TextIO, cast
+from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 from agentd.config.model import LogConfig, LogFormat
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    # Python 3.10 has no parameters for it.
+    _StreamHandler = logging.StreamHandler
 
 QUEUE_LIMIT: Final = 10_000
 """Lines that wait to be written."""
@@ -71,7 +77,7 @@ class _BoundedQueueHandler(logging.handlers.QueueHandler):
             self.dropped += 1
 
 
-class _Stream(logging.StreamHandler[TextIO]):
+class _Stream(_StreamHandler):
     """A stream that breaks must not fill itself with reports about that."""
 
     def handleError(self, record: logging.LogRecord) -> None:
