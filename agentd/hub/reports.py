@@ -19,6 +19,7 @@ from agentd.hub.rounds import (
     membership_changed,
     note_failure,
     pay_failure,
+    refine_failure,
     room_for_one_more,
     round_failed,
 )
@@ -149,7 +150,7 @@ def _failed(turn: Turn, key: MemberKey, message: MemberFailed, overdue: frozense
     elif key in state.owing:
         # Its workers may have died of the stop's own cause: counts once, and only if a failure it was.
         if state.failure_counted or state.suspects or state.outcome is Phase.FAILED:
-            note_failure(turn, key, message, first=False)
+            refine_failure(turn, key, message)
     elif not message.failures and key not in state.done:
         _failed_before_start(turn, key, message)
 

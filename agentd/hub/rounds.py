@@ -78,11 +78,21 @@ def note_failure(turn: Turn, key: MemberKey, message: MemberFailed, *, first: bo
     turn.change(first=known)
 
 
+def refine_failure(turn: Turn, key: MemberKey, message: MemberFailed) -> None:
+    """Another failure of the round arrived: it may have happened first. Who was told otherwise hears it."""
+    before = turn.state
+    told = before.reason == _failed_reason(turn)
+    note_failure(turn, key, message, first=False)
+    if told and before.beat is Beat.ENDING and turn.state.first != before.first:
+        turn.change(reason=_failed_reason(turn))
+        turn.send(turn.state.nodes, farewell(turn.state))
+
+
 def pay_failure(turn: Turn) -> bool:
     """Count a failure against the run's budget; false if that has ended the run."""
     state, limit = turn.state, turn.state.plan.spec.max_restarts
     if state.restart_count >= limit:
-        finish(turn, Phase.FAILED, f"{_first_cause(turn)}; restarts used: {state.restart_count} of {limit}")
+        finish(turn, Phase.FAILED, _failed_reason(turn))
         return False
     turn.change(restart_count=state.restart_count + 1, failure_counted=True)
     return True
@@ -271,6 +281,11 @@ def _first_cause(turn: Turn) -> str:
         return "a member failed"
     node = turn.state.nodes.get(first.failure.node_id)
     return sentences.failure(first.failure, node.name if node else first.failure.node_id)
+
+
+def _failed_reason(turn: Turn) -> str:
+    state = turn.state
+    return f"{_first_cause(turn)}; restarts used: {state.restart_count} of {state.plan.spec.max_restarts}"
 
 
 def _restart_reason(turn: Turn) -> str:

@@ -119,6 +119,10 @@ def test_first_failure_is_the_smallest_arrival_less_age(
     failure = rig.status.first_failure
     assert failure is not None
     assert failure.node_id == first
+    if not max_restarts:
+        end = rig.finished()["a"]
+        assert (end.first_failure, end.reason) == (failure, rig.status.reason)
+        assert f"on node {first} exited" in end.reason
     assert rig.records[-1].first_failure == failure
 
 
