@@ -120,12 +120,13 @@ class HostRendezvous(RendezvousHandler):
         self._report(exited)
 
     def on_failure(self, round: int, failures: Mapping[int, ProcessFailure], reason: str) -> Verdict:
-        failed = [_failed(rank, failure, self._log_dir(round, failure)) for rank, failure in failures.items()]
-        failed.sort(key=lambda worker: -worker.age_s)
-        self._report(Failed(round=round, failures=tuple(failed), reason=reason))
+        self._report_failed(round, failures, reason)
         # Restart or end is the hub's word; an end arrives as a stop of the agent.
         self._waiter.wait_until(self.round_over, None)
         return Verdict.RESTART
+
+    def on_late_failure(self, round: int, failures: Mapping[int, ProcessFailure]) -> None:
+        self._report_failed(round, failures, "")
 
     def on_done(self, round: int) -> Verdict:
         self._report(Done(round=round))
@@ -140,6 +141,11 @@ class HostRendezvous(RendezvousHandler):
     @property
     def _round(self) -> int:
         return self._place.round if self._place else 0
+
+    def _report_failed(self, round: int, failures: Mapping[int, ProcessFailure], reason: str) -> None:
+        failed = [_failed(rank, failure, self._log_dir(round, failure)) for rank, failure in failures.items()]
+        failed.sort(key=lambda worker: -worker.age_s)
+        self._report(Failed(round=round, failures=tuple(failed), reason=reason))
 
     def _offer_port(self) -> int:
         """A fresh port; the one of the round that is over is let go after it, so that they differ."""

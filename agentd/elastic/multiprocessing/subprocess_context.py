@@ -67,6 +67,11 @@ class SubprocessContext(PContext):
     def pids(self) -> dict[int, int]:
         return {local_rank: child.pid for local_rank, child in self._crew.children.items()}
 
+    @property
+    def failures(self) -> Mapping[int, ProcessFailure]:
+        """By local rank, those that failed by themselves, also if that is still in doubt."""
+        return dict(self._failures)
+
     def poll(self) -> RunProcsResult | None:
         """The result once all have ended and are swept, or some have failed; `None` before.
 

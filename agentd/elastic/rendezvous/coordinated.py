@@ -84,7 +84,8 @@ class CoordinatedRendezvous(Protocol):
     The agent calls them on the thread of its `run`, in this order for each round:
 
     `next_rendezvous` -> `on_workers_started` -> `on_worker_exit`... -> one of `on_failure`, `round_over`
-    answering True, `on_done` -> `on_round_gone` -> `next_rendezvous` or the end of `run`.
+    answering True, `on_done` -> `on_late_failure` if there was one -> `on_round_gone` -> `next_rendezvous` or
+    the end of `run`.
 
     `next_rendezvous`, `on_failure` and `on_done` may wait. They do it in `wait` of the agent's own `Waiter`
     (give both the same one): then the agent goes on stopping and reaping meanwhile, and a stop of the agent
@@ -102,6 +103,12 @@ class CoordinatedRendezvous(Protocol):
 
         `failures` holds by global rank those that failed by themselves. It is empty if the round could not be
         started or the agent found it unhealthy; `reason` then tells why.
+        """
+
+    def on_late_failure(self, round: int, failures: Mapping[int, ProcessFailure]) -> None:
+        """Workers had failed by themselves when the round was stopped from elsewhere: maybe they were first.
+
+        Decides nothing. Not called for a round that `on_failure` was called for.
         """
 
     def on_done(self, round: int) -> Verdict:

@@ -59,6 +59,7 @@ class ScriptedRendezvous(RendezvousHandler):
     rounds: int = 0
     calls: list[str] = field(default_factory=list)
     failures: list[FailureCall] = field(default_factory=list)
+    late: list[Mapping[int, ProcessFailure]] = field(default_factory=list)
     started: list[Sequence[WorkerStart]] = field(default_factory=list)
     exits: list[WorkerExit] = field(default_factory=list)
     on_started: Callable[[Sequence[WorkerStart]], object] | None = None
@@ -119,6 +120,10 @@ class ScriptedRendezvous(RendezvousHandler):
         self.calls.append(f"failure {round}")
         self.failures.append(FailureCall(round, failures, reason, time.monotonic()))
         return Verdict.RESTART if len(self.failures) <= self.restarts else Verdict.END
+
+    def on_late_failure(self, round: int, failures: Mapping[int, ProcessFailure]) -> None:
+        self.calls.append(f"late failure {round}")
+        self.late.append(failures)
 
     def on_done(self, round: int) -> Verdict:
         self.calls.append(f"done {round}")

@@ -168,6 +168,32 @@ def test_a_worker_ended_by_the_sigterm_that_ends_this_process_too_is_no_failure(
     with pytest.raises(SignalException):
         agent.run()
     assert rig.rendezvous.failures == []
+    assert rig.rendezvous.late == []
+
+
+def test_a_round_stopped_while_a_failure_is_in_doubt_tells_it_before_the_round_is_gone(rig: Rig) -> None:
+    agent = rig.shell(QUIET, size=2)
+    rendezvous = rig.rendezvous
+
+    def stop_elsewhere(starts: Sequence[WorkerStart]) -> None:
+        if len(rendezvous.started) == 1:
+            os.kill(starts[0].pid, signal.SIGTERM)
+            rig.when(lambda: bool(rendezvous.exits), lambda: setattr(rendezvous, "over", True))
+        else:
+            rig.waiter.add_pump(lambda _now: agent.request_stop(0.0))
+
+    rendezvous.on_started = stop_elsewhere
+    agent.run()
+    calls = rendezvous.calls
+    assert calls[: calls.index("started 2")] == [
+        "next_rendezvous",
+        "started 1",
+        "late failure 1",
+        "gone 1",
+        "next_rendezvous",
+    ]
+    (late,) = rendezvous.late
+    assert {rank: failure.exitcode for rank, failure in late.items()} == {10: -signal.SIGTERM}
 
 
 def test_a_worker_ended_by_a_sigterm_of_its_own_fails_after_a_moment_of_doubt(rig: Rig) -> None:

@@ -90,6 +90,9 @@ class Coordinator(RendezvousHandler):
         self.calls.append(f"failure {round} {reason}".strip())
         return self.verdicts.pop(0)
 
+    def on_late_failure(self, round: int, failures: Mapping[int, ProcessFailure]) -> None:
+        raise AssertionError("only an agent with processes tells this")
+
     def on_done(self, round: int) -> Verdict:
         self.calls.append(f"done {round}")
         return self.verdicts.pop(0)

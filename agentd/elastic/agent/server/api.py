@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from agentd.elastic.agent.server.stopping import (
     signals_to_handle,
 )
 from agentd.elastic.multiprocessing.api import SignalException
+from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
 from agentd.elastic.rendezvous.api import RendezvousGracefulExitError, RendezvousInfo
 from agentd.elastic.rendezvous.coordinated import (
     AssignedRendezvousInfo,
@@ -100,6 +101,7 @@ class SimpleElasticAgent(ElasticAgent):
         self._stops = StopBox(shutdown_timeout)
         self._seen_stop: StopRequest | None = None
         self._open_round: int | None = None  # the round that may have processes here
+        self._failed_round: int | None = None  # the round whose failure here was told
         self._settling = False  # workers are being stopped: a stop shortens that and interrupts nothing
         self._in_foreign_wait = False  # code that knows no Waiter runs: only an exception can end it
         self._next_look = 0.0
@@ -155,6 +157,10 @@ class SimpleElasticAgent(ElasticAgent):
             if self._given_waiter is None:
                 self._live_waiter = None
                 waiter.close()
+
+    def _own_failures(self) -> Mapping[int, ProcessFailure]:
+        """By global rank, those of the newest round that failed by themselves, also if that was in doubt."""
+        return {}
 
     # The life of the group.
 
@@ -282,6 +288,7 @@ class SimpleElasticAgent(ElasticAgent):
 
     def _may_restart(self, result: RunResult) -> bool:
         if self._coordinated is not None:
+            self._failed_round = self._worker_group.round
             verdict = self._coordinated.on_failure(self._worker_group.round, result.failures, result.reason)
             return verdict is Verdict.RESTART
         if self._remaining_restarts == 0:
@@ -292,6 +299,7 @@ class SimpleElasticAgent(ElasticAgent):
     def _may_start_again(self, error: OSError) -> bool:
         if self._coordinated is None:
             return False
+        self._failed_round = self._worker_group.round
         return self._coordinated.on_failure(self._worker_group.round, {}, str(error)) is Verdict.RESTART
 
     def _round_is_over(self) -> bool:
@@ -317,6 +325,7 @@ class SimpleElasticAgent(ElasticAgent):
     def _stop_round(self, worker_group: WorkerGroup) -> None:
         with self._settled():
             self._stop_workers(worker_group)
+            self._tell_late_failure()
             self._tell_round_gone()
 
     def _end_round_for_good(self) -> None:
@@ -327,7 +336,19 @@ class SimpleElasticAgent(ElasticAgent):
             else:
                 grace_s = max(0.0, request.deadline - time.monotonic())
                 self._shutdown(signal.Signals(request.signal), timeout=grace_s)
+            self._tell_late_failure()
             self._tell_round_gone()
+
+    def _tell_late_failure(self) -> None:
+        round_, request = self._open_round, self._stops.request
+        if self._coordinated is None or round_ is None or round_ == self._failed_round:
+            return
+        if request is not None and request.from_signal is not None:
+            # Who signals this process means the whole node, its workers too.
+            return
+        if failures := self._own_failures():
+            self._failed_round = round_
+            self._coordinated.on_late_failure(round_, failures)
 
     def _tell_round_gone(self) -> None:
         gone, self._open_round = self._open_round, None

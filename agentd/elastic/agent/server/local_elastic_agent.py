@@ -14,6 +14,7 @@ from agentd.elastic.agent.server.api import RunResult, SimpleElasticAgent, Worke
 from agentd.elastic.agent.server.stopping import StopRequest
 from agentd.elastic.agent.server.worker_env import with_macros, worker_env
 from agentd.elastic.multiprocessing import LogsSpecs, SubprocessContext
+from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
 from agentd.elastic.rendezvous.coordinated import WorkerExit, WorkerStart
 from agentd.procs.exits import ExitInfo
 from agentd.procs.waiter import Waiter
@@ -132,6 +133,11 @@ class LocalElasticAgent(SimpleElasticAgent):
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: float = 30) -> None:
         if self._pcontext is not None:
             self._pcontext.close(death_sig, timeout)
+
+    def _own_failures(self) -> Mapping[int, ProcessFailure]:
+        found = self._pcontext.failures if self._pcontext is not None else {}
+        rank_of = {worker.local_rank: worker.global_rank for worker in self._worker_group.workers}
+        return {rank_of[local]: failure for local, failure in found.items()}
 
     def _hasten_stop(self, request: StopRequest) -> None:
         if self._pcontext is not None:
