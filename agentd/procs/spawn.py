@@ -161,7 +161,7 @@ def _start_linked(
 ) -> subprocess.Popen[bytes]:
     report, told = os.pipe2(os.O_CLOEXEC)
     try:
-        shim = [sys.executable, "-I", "-S", DEATHLINK, str(death_signal), str(os.getpid()), str(told)]
+        shim = [sys.executable, "-I", "-S", DEATHLINK, str(int(death_signal)), str(os.getpid()), str(told)]
         try:
             popen = subprocess.Popen([*shim, program, *argv], pass_fds=(told,), **options)
         finally:
