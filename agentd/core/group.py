@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from agentd.api.types import TERMINAL, Failure, GroupStatus, Phase, WorkerState, WorkerStatus
+from agentd.core import defaults
 from agentd.core.group_events import (
     Begin,
     Effect,
@@ -45,8 +46,12 @@ from agentd.core.group_events import (
 )
 from agentd.core.lifecycle import END, Event, transition, worker_state
 
-STOP_MARGIN = 15.0
-"""How long past the grace a host may take to stop its workers: its own SIGKILL verdict needs 5 s of it."""
+STOP_MARGIN = defaults.KILL_WAIT + 1.0
+"""How long past the grace a host may take to stop its workers: its own verdict on SIGKILL, and a little.
+
+A host that is stuck must be ended before its hub gives the group up, which it does a lease after that verdict:
+else workers of two rounds live at once.
+"""
 MAX_HOST_LOSSES = 3
 """Hosts lost in a row, without one that started its workers, until the group gives up."""
 

@@ -10,10 +10,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from agentd.api.types import TERMINAL, Failure, Phase, WorkerState, WorkerStatus
+from agentd.api.types import (
+    TERMINAL,
+    Command,
+    Failure,
+    Phase,
+    RoleSpec,
+    RunSpec,
+    WorkerState,
+    WorkerStatus,
+)
 from agentd.core import group_events as ev
 from agentd.core.assignment import Assignment
 from agentd.core.group import MAX_HOST_LOSSES, STOP_MARGIN, GroupState, HostState, step
+from agentd.hub.plan import make_plan
 
 NEW = GroupState(role="default", local_world_size=1, stop_grace=30.0)
 FAILURE = Failure(rank=0, pid=7, exit_code=3)
@@ -152,6 +162,11 @@ def test_only_a_shorter_grace_is_passed_on() -> None:
     assert step(state, ev.Finish(Phase.STOPPED, "again", 60.0), 101.0) == (state, ())
     state, effects = step(state, ev.Finish(Phase.FAILED, "again", 1.0), 101.0)
     assert effects == (ev.SendFinish(Phase.STOPPED, "asked", 1.0),)
+
+
+def test_a_stuck_host_is_ended_before_the_hub_gives_its_group_up() -> None:
+    spec = RunSpec(run_id="job", roles=(RoleSpec(command=Command(entrypoint="x")),))
+    assert make_plan(spec, 1, hub_node_id="a").answer_limit - STOP_MARGIN >= 2.0
 
 
 @pytest.mark.parametrize("ask", [ev.RoundStopped(1, ""), ev.Finish(Phase.STOPPED, "")])
