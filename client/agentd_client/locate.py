@@ -94,7 +94,8 @@ def tell(place: Place, timeout_s: float, pauses: Sequence[float] = PAUSES) -> Pl
         if status is not None:
             told[node.name] = status
     whole = merge(described, list(told.values()))
-    if hub_problem is not None and not whole.from_hub:
+    told_already = {str(problem) for problem in problems.values()}
+    if hub_problem is not None and not whole.from_hub and str(hub_problem) not in told_already:
         problems.setdefault(f"hub {whole.hub_address}", hub_problem)
     return RunReport(status=whole, problems=problems)
 

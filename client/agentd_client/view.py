@@ -42,14 +42,22 @@ def _authority(status: RunStatus) -> tuple[bool, int, int, bool, int]:
 
 def _merge_nodes(base: RunStatus, told: Sequence[RunStatus]) -> tuple[NodeStatus, ...]:
     """Each node once, in the order of their group ranks, then as they come."""
-    seen: dict[str, NodeStatus] = {node.node_id: node for node in base.nodes}
+    seen: dict[tuple[str, str], NodeStatus] = {(node.node_id, ""): node for node in base.nodes}
     for status in told:
         if status is base:
             continue
         for node in status.nodes:
-            known = seen.get(node.node_id)
-            seen[node.node_id] = node if known is None else _join(known, node)
+            key = (node.node_id, "")
+            if key in seen and _is_another(seen[key], node):
+                key = (node.node_id, node.name)
+            known = seen.get(key)
+            seen[key] = node if known is None else _join(known, node)
     return tuple(sorted(seen.values(), key=_first_group_rank))
+
+
+def _is_another(one: NodeStatus, other: NodeStatus) -> bool:
+    """Two nodes of the list whose agentds were started with one node id: the hub has refused the second."""
+    return bool(one.name and other.name) and one.name != other.name
 
 
 def _first_group_rank(node: NodeStatus) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from agentctl.show.narration import refusals
 from agentctl.show.words import clock_time, duration, exit_of, failed_one, plural, ranks
 from agentd.api.errors import AgentError
 from agentd.api.types import Failure, Phase, RunStatus, WorkerState, WorkerStatus
@@ -19,6 +20,7 @@ def end_report(status: RunStatus, problems: Mapping[str, AgentError]) -> list[st
         lines += _others(status, status.first_failure)
     elif status.reason and status.phase is not Phase.SUCCEEDED:
         lines.append(f"  {status.reason}")
+        lines += [f"  {line}" for line in refusals(status)]
     if status.phase in (Phase.FAILED, Phase.STOPPED):
         lines += _torn_down(status)
     lines += [f"  node {name} could not be asked: {error}" for name, error in problems.items()]

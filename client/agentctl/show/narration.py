@@ -21,6 +21,7 @@ def narrate(before: RunStatus | None, now: RunStatus) -> list[str]:
             f"{failed_one(failure)} on node {failure.node_id} failed "
             f"in round {failure.round}: {exit_of(failure) or failure.message}"
         )
+    lines += [line for line in refusals(now) if before is None or line not in refusals(before)]
     if now.phase is Phase.RUNNING and _is_whole(now) and (before is None or not _same_round(before, now)):
         lines.append(_running_line(now))
     if now.phase is Phase.RESTARTING and (before is None or before.phase is not Phase.RESTARTING):
@@ -32,6 +33,20 @@ def narrate(before: RunStatus | None, now: RunStatus) -> list[str]:
     if before is not None and now.spares != before.spares and now.spares:
         lines.append(f"spare, waiting for the next round: {', '.join(now.spares)}")
     return lines
+
+
+def refusals(status: RunStatus) -> list[str]:
+    """Nodes that have given up by themselves, for a reason that is not the run's."""
+    if status.phase is Phase.STOPPING:
+        return []
+    reasons = {
+        node.name or node.node_id: node.reason or next((g.reason for g in node.groups if g.reason), "")
+        for node in status.nodes
+        if node.phase is Phase.FAILED
+    }
+    return [
+        f"node {name} has no part: {why}" for name, why in reasons.items() if why not in ("", status.reason)
+    ]
 
 
 def _stops_workers(status: RunStatus) -> bool:

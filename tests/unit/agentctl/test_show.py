@@ -208,6 +208,19 @@ def test_nodes_that_left_a_live_run_are_not_counted_as_its_nodes() -> None:
     assert runs_table([left]).rows[0][4] == "2"
 
 
+def test_a_node_that_gave_up_tells_why_while_the_run_waits_and_at_its_end() -> None:
+    taken = "node id 'a' of b:1 is taken by a live agentd at a:1. Start one of them with another --node-id."
+    out = replace(node("b", phase=Phase.FAILED, round=0), reason=taken)
+    waits = replace(WAITING, nodes=(*WAITING.nodes, out), reason="1 of 2 members joined; missing: b")
+    assert narrate(WAITING, waits) == [f"node b has no part: {taken}"]
+    assert narrate(waits, waits) == []
+    report = end_report(replace(waits, phase=Phase.FAILED, reason="only 1 of 2; missing: b"), {})
+    assert f"  node b has no part: {taken}" in report
+    same = replace(out, reason="only 1 of 2; missing: b")
+    ended = replace(waits, phase=Phase.FAILED, nodes=(same,), reason=same.reason)
+    assert "has no part" not in "\n".join(end_report(ended, {}))
+
+
 def test_a_restart_tells_its_cause() -> None:
     restarting = replace(RUNNING, phase=Phase.RESTARTING, first_failure=FAILURE, reason="rank 3 failed")
     assert narrate(RUNNING, restarting) == [

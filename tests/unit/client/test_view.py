@@ -57,6 +57,17 @@ def test_a_node_the_hub_has_given_up_keeps_its_own_story() -> None:
     assert alive.reason == "silent for 5 s"
 
 
+def test_two_agentds_of_one_node_id_are_two_nodes_and_each_keeps_its_story() -> None:
+    one = replace(node("a", worker(0, 11)), name="one")
+    two = replace(node("a"), name="two", phase=Phase.FAILED, reason="the id is taken")
+    hub, mine, refused = status(one, from_hub=True), status(one), status(two)
+    picture = merge(hub, [mine, refused])
+    assert [(n.name, n.phase, n.reason) for n in picture.nodes] == [
+        ("one", Phase.RUNNING, ""),
+        ("two", Phase.FAILED, "the id is taken"),
+    ]
+
+
 def test_the_first_failure_is_the_hubs_else_the_earliest_told() -> None:
     early, late = Failure(rank=1, time=10), Failure(rank=2, time=20)
     told = [status(first_failure=late), status(first_failure=early)]
