@@ -96,7 +96,10 @@ class CoordinatedRendezvous(Protocol):
         """All workers of the round run here. Not called if one could not be started."""
 
     def on_worker_exit(self, round: int, worker: WorkerExit) -> None:
-        """One worker has ended, for whatever reason. Called from inside a wait; must not wait itself."""
+        """One worker has ended, for whatever reason. Called from inside a wait; must not wait itself.
+
+        Never before `on_workers_started`, unless that is not called at all.
+        """
 
     def on_failure(self, round: int, failures: Mapping[int, ProcessFailure], reason: str) -> Verdict:
         """The round failed here; the others of the group have been signalled already.

@@ -62,6 +62,7 @@ class ScriptedRendezvous(RendezvousHandler):
     late: list[Mapping[int, ProcessFailure]] = field(default_factory=list)
     started: list[Sequence[WorkerStart]] = field(default_factory=list)
     exits: list[WorkerExit] = field(default_factory=list)
+    told_before_start: bool = False
     on_started: Callable[[Sequence[WorkerStart]], object] | None = None
 
     def get_backend(self) -> str:
@@ -114,6 +115,7 @@ class ScriptedRendezvous(RendezvousHandler):
             self.on_started(workers)
 
     def on_worker_exit(self, round: int, worker: WorkerExit) -> None:
+        self.told_before_start |= not self.started
         self.exits.append(worker)
 
     def on_failure(self, round: int, failures: Mapping[int, ProcessFailure], reason: str) -> Verdict:

@@ -24,6 +24,13 @@ def test_workers_that_exit_0_succeed_and_leave_their_output_in_the_round_folder(
     assert rig.rendezvous.calls == ["next_rendezvous", "started 1", "done 1", "gone 1"]
 
 
+def test_workers_that_end_while_others_are_started_are_told_as_started_and_then_as_ended(rig: Rig) -> None:
+    assert rig.agent("true", size=24).run().state is WorkerState.SUCCEEDED
+    assert not rig.rendezvous.told_before_start
+    assert [len(workers) for workers in rig.rendezvous.started] == [24]
+    assert sorted(worker.rank for worker in rig.rendezvous.exits) == list(range(10, 34))
+
+
 def test_workers_see_the_contract(rig: Rig) -> None:
     rig.agent("env", size=2, env={"OWN": "kept", "RANK": "stale"}).run()
     seen = dict(line.split("=", 1) for line in rig.log(1, 1).splitlines() if "=" in line)

@@ -63,6 +63,8 @@ class LocalElasticAgent(SimpleElasticAgent):
         self._cgroup = cgroup
         self._owns_descendants = owns_descendants
         self._pcontext: SubprocessContext | None = None
+        self._early_exits: list[WorkerExit] | None = None
+        """Of workers that ended while others were being started. None: no start is under way."""
 
     def signal_workers(self, signum: int, ranks: Collection[int] = ()) -> tuple[int, ...]:
         """Signal workers by global rank, all if none is named; answers those that ran. Not a stop.
@@ -102,12 +104,15 @@ class LocalElasticAgent(SimpleElasticAgent):
             owns_descendants=self._owns_descendants,
             on_exit=self._worker_exited,
         )
+        self._early_exits = []
         try:
             context.start()
+            self._tell_started(worker_group, context)
         except OSError:
             context.stop(signal.SIGTERM, self._grace_deadline())
             raise
-        self._tell_started(worker_group, context)
+        finally:
+            self._tell_early_exits(worker_group)
         return context.pids()
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
@@ -162,6 +167,12 @@ class LocalElasticAgent(SimpleElasticAgent):
             )
         self._coordinated.on_workers_started(group.round, starts)
 
+    def _tell_early_exits(self, group: WorkerGroup) -> None:
+        early_exits, self._early_exits = self._early_exits or (), None
+        for exit_ in early_exits:
+            assert self._coordinated is not None
+            self._coordinated.on_worker_exit(group.round, exit_)
+
     def _worker_exited(self, local_rank: int, info: ExitInfo, torn_down: bool) -> None:
         group = self._worker_group
         worker, context = group.workers[local_rank], self._pcontext
@@ -176,4 +187,7 @@ class LocalElasticAgent(SimpleElasticAgent):
             signal=info.signal,
             torn_down=torn_down,
         )
-        self._coordinated.on_worker_exit(group.round, exit_)
+        if self._early_exits is None:
+            self._coordinated.on_worker_exit(group.round, exit_)
+        else:
+            self._early_exits.append(exit_)
