@@ -49,8 +49,8 @@ from agentd.core.lifecycle import END, Event, transition, worker_state
 STOP_MARGIN = defaults.KILL_WAIT + 1.0
 """How long past the grace a host may take to stop its workers: its own verdict on SIGKILL, and a little.
 
-A host that is stuck must be ended before its hub gives the group up, which it does a lease after that verdict:
-else workers of two rounds live at once.
+A stuck host must be ended before its hub gives the group up, a lease after that verdict: else workers of two
+rounds live at once.
 """
 MAX_HOST_LOSSES = 3
 """Hosts lost in a row, without one that started its workers, until the group gives up."""

@@ -15,7 +15,7 @@ from agentd.groups.ports import Listener, Session
 from agentd.hub.hub import Hub
 from agentd.hub.links import GrpcHubLink, HubLink, LocalHubLink
 from agentd.hub.member import MemberSession, NodeIdentity
-from agentd.hub.state import HubRecord
+from agentd.hub.state import HubRecord, RecordedMember
 
 _EPOCHS_PER_START = 1_000_000
 
@@ -105,4 +105,9 @@ def read_record(text: str) -> HubRecord:
         values["first_failure"] = Failure(**{name: failure[name] for name in known & failure.keys()})
     if values.get("outcome"):
         values["outcome"] = Phase(values["outcome"])
+    known = {field.name for field in fields(RecordedMember)}
+    values["members"] = tuple(
+        RecordedMember(**{name: member[name] for name in known & member.keys()})
+        for member in values.get("members", ())
+    )
     return HubRecord(**values)

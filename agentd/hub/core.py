@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from agentd.api.types import Phase
 from agentd.hub import reports, sessions
 from agentd.hub.plan import RunPlan
@@ -18,6 +20,8 @@ from agentd.hub.state import (
     Effect,
     Event,
     HubRecord,
+    MemberKey,
+    Node,
     NodeSilent,
     Publish,
     Received,
@@ -34,7 +38,7 @@ __all__ = ["begin", "due", "refusal", "step"]
 def begin(plan: RunPlan, now: float, record: HubRecord | None = None) -> RunState:
     """A run without members: a new one, or one whose hub has only its record left."""
     record = record or HubRecord()
-    return RunState(
+    state = RunState(
         plan=plan,
         beat=Beat.ENDED if record.outcome else Beat.FORMING,
         round=record.round,
@@ -44,6 +48,36 @@ def begin(plan: RunPlan, now: float, record: HubRecord | None = None) -> RunStat
         outcome=record.outcome,
         reason=record.reason,
         join_deadline=now + plan.join_timeout,
+    )
+    return _waiting_for_the_last_round(state, record, now) if record.members and not record.outcome else state
+
+
+def _waiting_for_the_last_round(state: RunState, record: HubRecord, now: float) -> RunState:
+    """Its nodes may still run it: each says that it is gone, or is lost, before another one forms."""
+    plan = state.plan
+    nodes: dict[str, Node] = {}
+    for member in record.members:
+        known = nodes.get(member.node_id)
+        nodes[member.node_id] = Node(
+            node_id=member.node_id,
+            agent_uid=member.agent_uid,
+            epoch=0,
+            address=member.address,
+            name=member.name,
+            reattach_window=plan.return_window,
+            sizes={**(known.sizes if known else {}), member.role: member.local_world_size},
+        )
+    order = tuple(MemberKey(member.node_id, member.role) for member in record.members)
+    return replace(
+        state,
+        beat=Beat.STOPPING,
+        reason="the hub began again",
+        nodes=nodes,
+        detached=dict.fromkeys(nodes, now + plan.return_window),
+        order=order,
+        owing=dict.fromkeys(order),
+        join_deadline=None,
+        answer_deadline=now + plan.stop_grace + plan.answer_limit,
     )
 
 

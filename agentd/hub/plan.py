@@ -9,6 +9,9 @@ from agentd.api.types import RunSpec
 from agentd.core import defaults
 from agentd.core.specs import Member, expected_members, member_bounds
 
+RETURN_TIME = 3.0
+"""Within it a node that lost its hub dials again: its longest pause between two tries, and a little."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
@@ -35,6 +38,11 @@ class RunPlan:
     def answer_limit(self) -> float:
         """Longest a live node may take to say that a round is gone, without the grace of that stop."""
         return defaults.KILL_WAIT + self.lease
+
+    @property
+    def return_window(self) -> float:
+        """How long a hub that began again waits for a node that may run its last round."""
+        return max(self.lease, RETURN_TIME)
 
     def member_name(self, name: str, role: str) -> str:
         """A member as people name it: the node alone where there is one role."""

@@ -90,6 +90,18 @@ class TimedFailure(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedMember:
+    """A member that may run something of the recorded round, for a hub that has only its record."""
+
+    node_id: str
+    role: str
+    agent_uid: str
+    address: str
+    name: str
+    local_world_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HubRecord:
     """What outlives the hub: nothing of it is announced before it is written."""
 
@@ -99,6 +111,8 @@ class HubRecord:
     first_failure: Failure | None = None
     outcome: Phase | None = None
     reason: str = ""
+    members: tuple[RecordedMember, ...] = ()
+    """By group rank."""
 
 
 def _nothing() -> Mapping[K, V]:

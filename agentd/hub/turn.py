@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from agentd.hub.messages import HubMessage
-from agentd.hub.state import Effect, HubRecord, Journal, MemberKey, RunState, Send
+from agentd.hub.state import Effect, HubRecord, Journal, MemberKey, RecordedMember, RunState, Send
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -47,6 +47,7 @@ class Turn:
                     first_failure=state.first.failure if state.first else None,
                     outcome=state.outcome,
                     reason=state.reason,
+                    members=tuple(_recorded(state)),
                 )
             )
         )
@@ -70,6 +71,21 @@ class Turn:
     def members_of(self, node_id: str) -> list[MemberKey]:
         """Every member the node could have."""
         return [MemberKey(node_id, role) for role in self.state.plan.roles]
+
+
+def _recorded(state: RunState) -> Iterator[RecordedMember]:
+    """The members of the round that have not said that it is gone."""
+    for key in state.order:
+        node = state.nodes.get(key.node_id)
+        if node is not None and any(key in members for members in (state.live, state.done, state.owing)):
+            yield RecordedMember(
+                node_id=key.node_id,
+                role=key.role,
+                agent_uid=node.agent_uid,
+                address=node.address,
+                name=node.name,
+                local_world_size=node.sizes.get(key.role, 0),
+            )
 
 
 def with_(mapping: Mapping[K, V], key: K, value: V) -> Mapping[K, V]:

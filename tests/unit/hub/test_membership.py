@@ -14,6 +14,7 @@ from agentd.hub.messages import (
     MemberWaiting,
     RoundGone,
     SessionWelcome,
+    StopRound,
 )
 from agentd.hub.state import HubRecord, NodeSilent, Received, StreamEnded
 from tests.unit.hub.rig import Rig, make_spec
@@ -398,6 +399,37 @@ def test_hub_goes_on_from_its_record_with_numbers_that_only_grow() -> None:
     rig.join("a")
     place = rig.placed()["a"]
     assert (place.round, place.restart_count) == (7, 2)
+
+
+def _begun_again() -> Rig:
+    """The hub of a round of a and b, with its record alone. One node would be enough for a round."""
+    before = Rig(make_spec(["a", "b"], fewest=1, most=2))
+    before.join("a", "b")
+    return Rig(before.state.plan.spec, record=before.records[-1])
+
+
+def test_a_hub_that_began_again_forms_no_round_beside_a_node_that_still_runs_the_last() -> None:
+    rig = _begun_again()
+    rig.hello("a", member(JOINING, 0))
+    rig.ready("a")
+    rig.gone("a")
+    rig.hello("b", member(RUNNING, 1))
+    assert dict(rig.take(StopRound))["b"].round == 1
+    rig.wait(30.0)
+    assert rig.placed() == {}
+    rig.gone("b")
+    assert [(place.round, place.group_rank) for place in rig.placed().values()] == [(2, 0), (2, 1)]
+
+
+def test_a_hub_that_began_again_goes_on_without_a_node_that_does_not_return() -> None:
+    rig = _begun_again()
+    rig.hello("b", member(JOINING, 0))
+    rig.gone("b")
+    rig.wait(rig.state.plan.return_window - 0.1)
+    assert rig.placed() == {}
+    rig.wait(1.2)
+    rig.wait(5.0)
+    assert sorted(rig.placed()) == ["b"]
 
 
 def test_record_with_an_outcome_is_a_tombstone() -> None:
