@@ -133,7 +133,7 @@ def agentd(folder: Path, name: str) -> Iterator[str]:
 
 def show(*command: str) -> None:
     """Print a command and run it."""
-    console.print(f"[bold]$ {' '.join(command)}[/bold]")
+    console.print(f"[bold]$ {' '.join(command)}[/bold]", soft_wrap=True)
     done = subprocess.run([str(BIN / command[0]), *command[1:]], check=False)
     if done.returncode:
         raise SystemExit(f"{command[0]} ended with {done.returncode}")
