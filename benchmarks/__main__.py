@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def main() -> None:
         console.print("memory, status ...")
         figures += cases.memory(root)
         figures.append(cases.status(root, calls=500))
-    show(figures, Console())
+    show(figures, Console(width=None if sys.stdout.isatty() else 150))
     write(figures, options.json)
     console.print(f"samples: {options.json}")
 
