@@ -25,6 +25,8 @@ START_PREFIX: Final = "start:"
 PATIENCE_S: Final = 60.0
 """How long nobody may answer before following is given up; an agentd may be restarted meanwhile."""
 _DRAIN_SILENCE_S: Final = 3.0
+_LEAVING_S: Final = 2.0
+_LEAVING_PAUSE_S: Final = 0.05
 _ASK_TIMEOUT_S: Final = 2.0
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 5.0
@@ -151,6 +153,18 @@ class _Follower:
         yield from self._logs.close()
 
     def _last_report(self) -> Plan[RunReport]:
+        """The end as all nodes tell it. Hosts that are just leaving are waited for, so that what they held
+        (devices, the run's id) is free when the caller hears of the end.
+        """
+        patience_ends = (yield from clock()) + _LEAVING_S
+        while True:
+            report = yield from self._told()
+            over = all(node.phase in TERMINAL for node in report.status.nodes)
+            if over or (yield from clock()) >= patience_ends:
+                return report
+            yield from receive(_LEAVING_PAUSE_S)
+
+    def _told(self) -> Plan[RunReport]:
         latest = self._watching.latest
         assert latest is not None
         place = replace(self._place, nodes=tuple(self._nodes))
