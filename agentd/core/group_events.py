@@ -224,7 +224,7 @@ class HubDone:
 
 @dataclass(frozen=True, slots=True)
 class HubLeave:
-    """The member takes no further part."""
+    """The member cannot take part any more."""
 
     reason: str
 

@@ -227,7 +227,7 @@ class Supervisor:
             # A fault of ours must not leave workers that nobody watches, or a run that never ends.
             _log.exception("the supervisor of a group failed", extra=self._facts())
             self.kill_host()
-            self._member.leave(self.role, "its agentd failed")
+            self._member.leave(self.role, "its agentd failed", failed=True)
             self._state = replace(self._state, phase=Phase.LOST, reason=f"agentd failed: {error}")
             self._status = self._state.as_status()
         self.ended.set()
@@ -284,7 +284,7 @@ class Supervisor:
             case ev.HubDone(round_):
                 self._member.done(self.role, round_)
             case ev.HubLeave(reason):
-                self._member.leave(self.role, reason)
+                self._member.leave(self.role, reason, failed=True)
 
     async def _start_host(self) -> None:
         self._token = secrets.token_hex(16)

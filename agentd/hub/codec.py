@@ -127,8 +127,8 @@ def request_to_message(message: NodeMessage) -> pb.JoinRequest:
             return pb.JoinRequest(failed=failed)
         case MemberDone(role=role, round=round_):
             return pb.JoinRequest(done=pb.MemberDone(role=role, round=round_))
-        case MemberLeaving(role=role, reason=reason):
-            return pb.JoinRequest(leaving=pb.MemberLeaving(role=role, reason=reason))
+        case MemberLeaving(role=role, reason=reason, failed=given_up):
+            return pb.JoinRequest(leaving=pb.MemberLeaving(role=role, reason=reason, failed=given_up))
         case SessionHeartbeat(sequence=sequence):
             return pb.JoinRequest(heartbeat=pb.SessionHeartbeat(sequence=sequence))
 
@@ -165,7 +165,8 @@ def request_from_message(message: pb.JoinRequest) -> NodeMessage | None:
             return MemberDone(role=message.done.role, round=message.done.round)
         case "leaving":
             leaving = message.leaving
-            return MemberLeaving(role=leaving.role, reason=_short("leaving.reason", leaving.reason))
+            reason = _short("leaving.reason", leaving.reason)
+            return MemberLeaving(role=leaving.role, reason=reason, failed=leaving.failed)
         case "hello":
             raise InvalidSpec("message", "a session has one hello; open another stream for another")
         case _:

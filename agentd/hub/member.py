@@ -157,9 +157,12 @@ class MemberSession:
         """All workers of the member succeeded."""
         self._say(self._book.done(role, round_))
 
-    def leave(self, role: str, reason: str = "") -> None:
-        """The member leaves the run. Say `gone`, or close, once nothing of it runs: others wait for it."""
-        self._say(self._book.leave(role, reason))
+    def leave(self, role: str, reason: str = "", *, failed: bool = False) -> None:
+        """The member leaves the run. Say `gone`, or close, once nothing of it runs: others wait for it.
+
+        `failed`: nobody asked it to, it cannot take part.
+        """
+        self._say(self._book.leave(role, reason, failed=failed))
 
     async def close(self) -> None:
         """End the session, after what was said has left or a short while. Nothing of the run may run here."""

@@ -118,12 +118,12 @@ class MemberBook:
         member = replace(member, condition=MemberCondition.DONE, round=round_)
         return self._keep(member, MemberDone(role=role, round=round_))
 
-    def leave(self, role: str, reason: str) -> MemberMessage | None:
+    def leave(self, role: str, reason: str, *, failed: bool = False) -> MemberMessage | None:
         """It takes no further part. If workers still run, `gone` is to follow."""
         member = self._members.get(role)
+        report = MemberLeaving(role=role, reason=reason, failed=failed)
         if member is None:
-            return None
-        report = MemberLeaving(role=role, reason=reason)
+            return report if failed else None
         if member.condition is not MemberCondition.RUNNING:
             del self._members[role]
             return report

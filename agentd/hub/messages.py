@@ -107,6 +107,8 @@ class MemberLeaving:
 
     role: str
     reason: str = ""
+    failed: bool = False
+    """Nobody asked it to: it cannot take part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

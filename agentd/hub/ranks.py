@@ -82,6 +82,18 @@ def missing(plan: RunPlan, nodes: Mapping[str, str], present: Sequence[MemberKey
     return [plan.member_name(member.node, member.role) for member in plan.expected if member not in there]
 
 
+def enough_may_come(state: RunState) -> bool:
+    """Whether those who wait and those who are expected are enough for a round, unless they gave up."""
+    plan = state.plan
+    if not plan.expected:
+        # Whoever likes may come, unless the run is one of a single node.
+        return plan.max_members > len(plan.roles)
+    names = {node_id: node.name for node_id, node in state.nodes.items()}
+    given_up = {Member(names.get(key.node_id, key.node_id), key.role) for key in state.out}
+    waiting = {Member(names.get(key.node_id, key.node_id), key.role) for key in state.waiting}
+    return len((plan.expected.keys() - given_up) | waiting) >= plan.min_members
+
+
 def _list_place(state: RunState, key: MemberKey) -> int:
     expected = state.plan.expected
     return expected.get(Member(state.nodes[key.node_id].name, key.role), len(expected))

@@ -14,6 +14,7 @@ from agentd.hub.messages import (
     MemberWaiting,
     RoundGone,
 )
+from agentd.hub.ranks import enough_may_come
 from agentd.hub.rounds import (
     finish,
     membership_changed,
@@ -175,6 +176,15 @@ def _leaving(turn: Turn, key: MemberKey, message: MemberLeaving) -> None:
         membership_changed(turn, reason)
     elif key not in state.owing:
         turn.forget([key])
+    if message.failed:
+        _given_up(turn, key, message.reason)
+
+
+def _given_up(turn: Turn, key: MemberKey, reason: str) -> None:
+    """A run that waits for members in vain has failed: nobody else is to come."""
+    turn.change(out=with_(turn.state.out, key, reason))
+    if turn.state.beat is Beat.FORMING and not enough_may_come(turn.state):
+        finish(turn, Phase.FAILED, f"{turn.label(key)} cannot take part: {reason}")
 
 
 def _remember_size(turn: Turn, key: MemberKey, size: int) -> None:

@@ -331,17 +331,21 @@ class MemberLeaving(google.protobuf.message.Message):
 
     ROLE_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
     role: builtins.str
     """Which member."""
     reason: builtins.str
     """For people."""
+    failed: builtins.bool
+    """Nobody asked it to: it cannot take part."""
     def __init__(
         self,
         *,
         role: builtins.str = ...,
         reason: builtins.str = ...,
+        failed: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["reason", b"reason", "role", b"role"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["failed", b"failed", "reason", b"reason", "role", b"role"]) -> None: ...
 
 global___MemberLeaving = MemberLeaving
 

@@ -106,6 +106,11 @@ def test_a_node_twice_in_the_list(node: Node, script: Path) -> None:
     refused(node, "--nodes", f"{node.target},{node.target}", str(script), says=node.target)
 
 
+def test_a_log_folder_that_cannot_be_made_ends_the_run_with_the_reason(node: Node, script: Path) -> None:
+    # Root may write anywhere, as far as access() tells; procfs takes no folder from anybody.
+    refused(node, "--log-dir", "/proc/agentd-logs", str(script), says="/proc/agentd-logs")
+
+
 def test_ten_mebibytes_of_arguments(node: Node, script: Path) -> None:
     request = service.RunRequest(
         request_id="x",

@@ -159,6 +159,9 @@ class Rig:
     def leave(self, node: str, role: str = "default") -> None:
         self.say(node, MemberLeaving(role=role, reason="asked to"))
 
+    def give_up(self, node: str, role: str = "default") -> None:
+        self.say(node, MemberLeaving(role=role, reason="its disk is full", failed=True))
+
     def break_stream(self, node: str) -> None:
         self.post(StreamEnded(node, self.epoch(node)))
 

@@ -43,6 +43,7 @@ NODE_MESSAGES: list[NodeMessage] = [
     MemberFailed(role="x", round=3, reason="the host was lost"),
     MemberDone(role="x", round=3),
     MemberLeaving(role="x", reason="asked to"),
+    MemberLeaving(role="x", reason="no disk", failed=True),
     SessionHeartbeat(sequence=12),
 ]
 

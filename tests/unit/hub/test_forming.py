@@ -203,3 +203,37 @@ def test_round_is_journalled_before_anybody_is_told() -> None:
     rig.ready("a")
     assert [type(effect).__name__ for effect in rig.log] == ["Journal", "Send", "Publish"]
     assert rig.records[-1].round == 1
+
+
+def test_a_run_of_one_node_that_cannot_take_part_fails_at_once() -> None:
+    rig = Rig(make_spec())
+    rig.hello("a")
+    rig.give_up("a")
+    assert rig.status.phase is Phase.FAILED
+    assert rig.status.reason == "a cannot take part: its disk is full"
+
+
+def test_a_listed_node_that_cannot_take_part_fails_a_run_that_needs_it_and_no_other() -> None:
+    needed = Rig(make_spec(["a", "b"]))
+    needed.join("a")
+    needed.hello("b")
+    needed.give_up("b")
+    assert needed.status.reason == "b cannot take part: its disk is full"
+
+    spared = Rig(make_spec(["a", "b", "c"], fewest=2, most=3))
+    spared.join("a")
+    spared.hello("b")
+    spared.give_up("b")
+    assert spared.status.phase is Phase.RENDEZVOUS
+    spared.join("c")
+    spared.wait(6)
+    assert sorted(spared.placed()) == ["a", "c"]
+
+
+def test_an_open_run_waits_for_others_when_one_cannot_take_part() -> None:
+    rig = Rig(make_spec(fewest=2, most=4))
+    rig.hello("a")
+    rig.give_up("a")
+    rig.join("b", "c")
+    rig.wait(6)
+    assert sorted(rig.placed()) == ["b", "c"]
