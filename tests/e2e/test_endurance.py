@@ -15,7 +15,6 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.timeout(240)
 
 WARM_UP = 20
-IN_A_ROW = 100
 AT_ONCE = 20
 MOST_THREADS = 48
 """All pools of the daemon full; a thread for each run would be far beyond."""
@@ -39,7 +38,14 @@ def settled(node: Node, fds: int) -> bool:
     return descriptors(node) <= fds and threads(node) <= MOST_THREADS and not descendants(node.pid)
 
 
-def test_a_hundred_runs_in_a_row_and_twenty_at_once_leave_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "in_a_row",
+    [
+        pytest.param(100, id="a hundred"),
+        pytest.param(2_000, id="two thousand", marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
+    ],
+)
+def test_runs_in_a_row_and_twenty_at_once_leave_nothing(tmp_path: Path, in_a_row: int) -> None:
     script = write_script(tmp_path / "s.py", "print('done')")
     with agentd(tmp_path, "a") as node:
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -47,11 +53,11 @@ def test_a_hundred_runs_in_a_row_and_twenty_at_once_leave_nothing(tmp_path: Path
         wait_until(lambda: not descendants(node.pid), 30)
         fds, memory = descriptors(node), psutil.Process(node.pid).memory_info().rss
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda i: one_run(node, script, f"row-{i}"), range(IN_A_ROW)))
+            list(pool.map(lambda i: one_run(node, script, f"row-{i}"), range(in_a_row)))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda i: one_run(node, script, f"at-once-{i}"), range(AT_ONCE)))
         wait_until(lambda: settled(node, fds), 60, what=f"at most {fds} descriptors, no process")
         grown = psutil.Process(node.pid).memory_info().rss - memory
-        assert grown < 12 * 1024 * 1024, f"{grown / 2**20:.1f} MiB more after {IN_A_ROW + AT_ONCE} runs"
+        assert grown < 12 * 1024 * 1024, f"{grown / 2**20:.1f} MiB more after {in_a_row + AT_ONCE} runs"
         assert not node.process.poll()
     assert "Traceback" not in node.log.read_text()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.fleet import Fleet, agentctl, fleet, read_json_lines, write_script
+from tests.support.fleet import Controller, Fleet, agentctl, fleet, read_json_lines, write_script
 
 DUMP = (
     "import json, os, pathlib, sys",
@@ -174,3 +175,35 @@ def test_the_daemons_own_variables_stay_out_of_workers(
         (worker,) = run(nodes, tmp_path / "out")
     assert not [name for name in worker if name.startswith(("GRPC_", "LISTEN_", "WATCHDOG_", "NOTIFY_"))]
     assert {name for name in worker if name.startswith("AGENTD_")} == AGENTD_CONTRACT
+
+
+def test_runs_at_once_have_their_own_directory_port_and_environment(tmp_path: Path) -> None:
+    script = write_script(
+        tmp_path / "together.py", *DUMP, "import time",
+        "while len(list(out.parent.glob('out-*/*.json'))) < 2: time.sleep(0.02)",
+    )  # fmt: skip
+    places = [tmp_path / "x", tmp_path / "y"]
+    with fleet(tmp_path, "a") as nodes, contextlib.ExitStack() as stack:
+        controllers = []
+        for place in places:
+            place.mkdir()
+            folder = tmp_path / f"out-{place.name}"
+            folder.mkdir()
+            command = [
+                "run",
+                "--nodes",
+                nodes.targets(),
+                "--workdir",
+                str(place),
+                "--env",
+                f"OWN={place.name}",
+            ]
+            controllers.append(
+                stack.enter_context(Controller(*command, str(script), str(folder), root=tmp_path))
+            )
+        assert [controller.wait() for controller in controllers] == [0, 0]
+    first, second = (read_json_lines(tmp_path / f"out-{place.name}")[0] for place in places)
+    assert [first["cwd"], second["cwd"]] == [str(place) for place in places]
+    assert [first["env"]["OWN"], second["env"]["OWN"]] == ["x", "y"]
+    for name in ("MASTER_PORT", "AGENTD_RUN_ID", "AGENTD_GROUP_TOKEN", "TORCHELASTIC_ERROR_FILE"):
+        assert first["env"][name] != second["env"][name]
