@@ -14,7 +14,6 @@ from typing import ClassVar
 class Code(enum.Enum):
     """The canonical gRPC codes errors of agentd use, by number."""
 
-    CANCELLED = 1
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
@@ -275,7 +274,7 @@ class Unreachable(AgentError):
         detail = f": {problem}" if problem else ""
         super().__init__(
             f"no agentd answers at {target}{detail}. Start one there with `agentd`, or check the address.",
-            {"target": target},
+            {"target": target, "problem": problem},
         )
 
 

@@ -181,11 +181,6 @@ class MemberSession:
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    @property
-    def connected(self) -> bool:
-        """Whether the hub has taken the stream that is open now."""
-        return self._connected
-
     def _say(self, message: MemberMessage | None) -> None:
         if message is not None and self._connected:
             self._put(message)
@@ -206,7 +201,8 @@ class MemberSession:
             except asyncio.TimeoutError:
                 problem = "no answer in time"
             except AgentError as error:
-                problem = str(error)
+                # Without the advice of the error: whoever tells of the hub has its own.
+                problem = error.facts.get("problem") or str(error)
                 if error.code in _FINAL and not self._over():
                     self._refused(error)
                     return

@@ -68,7 +68,7 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 16
     """INTERNAL. A fault of agentd; the id stands in its log: "error_id"."""
     ERROR_REASON_UNREACHABLE: _ErrorReason.ValueType  # 17
-    """UNAVAILABLE. No agentd answers there: "target". Made by the client."""
+    """UNAVAILABLE. No agentd answers there: "target", "problem". Made by the client."""
     ERROR_REASON_DEADLINE: _ErrorReason.ValueType  # 18
     """DEADLINE_EXCEEDED. "target", "timeout". Made by the client."""
     ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 19
@@ -122,7 +122,7 @@ ERROR_REASON_NOT_SUPPORTED: ErrorReason.ValueType  # 15
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 16
 """INTERNAL. A fault of agentd; the id stands in its log: "error_id"."""
 ERROR_REASON_UNREACHABLE: ErrorReason.ValueType  # 17
-"""UNAVAILABLE. No agentd answers there: "target". Made by the client."""
+"""UNAVAILABLE. No agentd answers there: "target", "problem". Made by the client."""
 ERROR_REASON_DEADLINE: ErrorReason.ValueType  # 18
 """DEADLINE_EXCEEDED. "target", "timeout". Made by the client."""
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 19

@@ -341,6 +341,7 @@ async def test_member_that_needs_a_hub_gives_up_after_hub_timeout_counted_from_t
         await until(lambda: "hub timeout" in a.log, within=200)
         assert 99.0 <= now() - began < 105.0
         assert "hub.example:7460 unreachable since" in str(a.error)
+        assert "Start one there" not in str(a.error), "the advice for a node, beside that for a hub"
 
 
 @on_virtual_time
