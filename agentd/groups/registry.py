@@ -329,7 +329,7 @@ class Registry:
             raise RunConflict(request.spec.run_id, fields)
         return self._board.get(*run.part.key)
 
-    async def _begin(self, request: RunRequest) -> RunStatus:
+    async def _begin(self, request: RunRequest, former_logs: tuple[WorkerLog, ...] = ()) -> RunStatus:
         spec = request.spec
         validate(spec)
         self._check_node_name(request)
@@ -340,7 +340,7 @@ class Registry:
             former.take_on(plans)
             return self._board.get(*former.part.key)
         try:
-            run = await self._promise(request, plans)
+            run = await self._promise(request, plans, former_logs)
         except BaseException:
             self._devices.release(spec.run_id)
             raise
@@ -350,10 +350,14 @@ class Registry:
         _log.info("run begins here", extra={"run_id": spec.run_id, "incarnation": run.part.incarnation})
         return self._board.get(*run.part.key)
 
-    async def _promise(self, request: RunRequest, plans: tuple[RolePlan, ...]) -> NodeRun:
+    async def _promise(
+        self, request: RunRequest, plans: tuple[RolePlan, ...], former_logs: tuple[WorkerLog, ...]
+    ) -> NodeRun:
         """Journal the run before anything of it happens, so that the next agentd would know of it."""
         part = await self._make_part(request, plans)
-        run = NodeRun(part, self._shared, self._rendezvous, self._publish)
+        left = self._ended.get(part.key)
+        logs = left.logs if left else former_logs
+        run = NodeRun(part, self._shared, self._rendezvous, self._publish, logs)
         run_id, incarnation = part.key
         groups = (
             GroupRow(run_id=run_id, incarnation=incarnation, role=plan.role.role, phase=Phase.PENDING)
@@ -431,7 +435,7 @@ class Registry:
         if not row.hub_address:
             address = await self._advertise("")
             self._rendezvous.create(row.spec, row.incarnation, address, former.hub_record)
-        await self._begin(former.request)
+        await self._begin(former.request, former.logs)
 
     def _lose(self, former: FormerRun, reason: str) -> None:
         row = former.row

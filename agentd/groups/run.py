@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from agentd.api.errors import AgentError, HubUnreachable, RunEnded, RunNotFound
 from agentd.api.types import TERMINAL, GroupRef, GroupStatus, Phase, RunSpec, RunStatus
@@ -18,7 +20,7 @@ from agentd.groups.admission import RolePlan
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Rendezvous, Session
 from agentd.groups.records import RunRow
-from agentd.groups.supervisor import Facilities, Supervisor
+from agentd.groups.supervisor import KEPT_LOGS, Facilities, Supervisor
 from agentd.host.wire import HostSpec
 from agentd.hub.messages import RunFinished
 
@@ -80,8 +82,12 @@ class NodeRun:
         facilities: Facilities,
         rendezvous: Rendezvous,
         changed: Callable[[NodeRun], object],
+        former_logs: Sequence[WorkerLog] = (),
     ) -> None:
-        """`changed(run)` is called when the status is another one; the caller gives it a revision."""
+        """`changed(run)` is called when the status is another one; the caller gives it a revision.
+
+        `former_logs`: of workers the run had here before, under an earlier agentd or before it left.
+        """
         self.part = part
         self._shared = facilities
         self._rendezvous = rendezvous
@@ -93,6 +99,7 @@ class NodeRun:
         self._end: snapshot.PartEnd | None = None
         self._session: Session | None = None
         self._supervisors: dict[str, Supervisor] = {}
+        self._former_logs = deque(former_logs, maxlen=KEPT_LOGS)
         self.conclusion: asyncio.Task[None] | None = None
         """Runs once nothing of the run is left here."""
         self.status = self._composed()
@@ -124,6 +131,8 @@ class NodeRun:
             former = self._supervisors.get(plan.role.role)
             if former is not None and former.status.phase not in TERMINAL:
                 continue
+            if former is not None:
+                self._former_logs.extend(former.worker_logs())
             spec = host_spec(self.part, plan, self._shared.state_dir)
             supervisor = Supervisor(spec, self._session, self._shared, self._refresh)
             self._supervisors[supervisor.role] = supervisor
@@ -165,8 +174,9 @@ class NodeRun:
         )
 
     def worker_logs(self) -> tuple[WorkerLog, ...]:
-        """The log folders of all its workers here."""
-        return tuple(log for supervisor in self._supervisors.values() for log in supervisor.worker_logs())
+        """The log folders of all its workers here, also of those before an agentd began again."""
+        groups = (supervisor.worker_logs() for supervisor in self._supervisors.values())
+        return tuple(chain(self._former_logs, *groups))
 
     def signal(self, signum: int, ranks: Sequence[int]) -> tuple[int, ...]:
         """Signal running workers; answers the ranks that get it."""

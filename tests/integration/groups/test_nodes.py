@@ -16,7 +16,7 @@ from agentd.api.errors import RunConflict, StaleIncarnation
 from agentd.api.types import Phase, RendezvousSpec, RunSpec, RunStatus, StopRequest, StopScope, WorkerStatus
 from agentd.groups.reap import reap
 from tests.support.fleet import is_gone
-from tests.support.noding import PATIENCE_S, Neighbourhood, Node, run_spec
+from tests.support.noding import PATIENCE_S, SLEEP, Neighbourhood, Node, run_spec
 from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.asyncio
@@ -289,3 +289,37 @@ async def test_logs_of_an_ended_run_are_found_by_the_next_agentd(tmp_path: Path)
     async with near.node("a") as node:
         assert node.registry.worker_logs("job", 0) == logs
         assert [Path(log.directory, "stdout.log").read_text() for log in logs] == ["kept\n"] * 2
+
+
+async def test_logs_of_a_live_run_outlast_its_agentd(tmp_path: Path) -> None:
+    near = Neighbourhood(tmp_path)
+    async with near.node("a") as node:
+        await node.run(run_spec("print('first')", *SLEEP))
+        await node.runs("job")
+        logs = node.registry.worker_logs("job", 0)
+        await _abandon(node)
+    async with near.node("a") as node:
+        await node.runs("job", 2)
+        assert node.registry.worker_logs("job", 0)[: len(logs)] == logs
+        assert {log.round for log in node.registry.worker_logs("job", 0)} == {1, 2}
+        await node.registry.stop(StopRequest(run_id="job", grace=0.0))
+        await node.ends("job")
+        assert {log.round for log in node.registry.worker_logs("job", 0)} == {1, 2}
+
+
+async def test_logs_of_a_node_that_left_and_joined_again_are_all_there(tmp_path: Path) -> None:
+    spec = run_spec(nodes=("a", "b"), rendezvous=RendezvousSpec(min_members=1, max_members=2))
+    async with nodes(tmp_path, "a", "b") as (_, (a, b)):
+        await run_on(spec, a, b)
+        await asyncio.gather(a.runs("job"), b.runs("job"))
+        back = RunSpec(run_id="job", roles=())
+        for node in (a, b):
+            await node.registry.stop(StopRequest(run_id="job", scope=StopScope.LEAVE, grace=0.0))
+            await wait_until_async(lambda n=node: not n.registry.group_refs(), PATIENCE_S)  # type: ignore[misc]
+            await node.run(back, join=True, hub_address="a", node_name=node.name)
+            await node.runs("job", 2)
+            rounds = [log.round for log in node.registry.worker_logs("job", 0)]
+            assert rounds[:2] == [1, 1]
+            assert len(set(rounds)) > 1
+        await a.registry.stop(StopRequest(run_id="job", grace=0.0))
+        await asyncio.gather(a.ends("job"), b.ends("job"))
