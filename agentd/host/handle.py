@@ -13,7 +13,6 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -57,14 +56,6 @@ class HostListener(Protocol):
 
     def on_host_exit(self, reason: str) -> None:
         """The host process is gone, and all it said was heard."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostPlaces:
-    """Where a host finds its things."""
-
-    state_dir: str
-    group_dir: str
 
 
 class HostDoor:

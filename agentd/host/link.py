@@ -43,11 +43,6 @@ class AgentLink:
         """Why there is no connection."""
         waiter.add_pump(self._redial)
 
-    @property
-    def connected(self) -> bool:
-        """Whether an agentd has taken the connection; it may not have answered yet."""
-        return self._socket is not None
-
     def send(self, frame: HostFrame) -> None:
         """Send when it can be; dropped without a connection, as the next agentd reads host.jsonl."""
         if self._socket is None:

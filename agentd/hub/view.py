@@ -86,7 +86,7 @@ def _missing(state: RunState) -> tuple[str, ...]:
 def _nodes(state: RunState) -> tuple[NodeStatus, ...]:
     ranks = {key: rank for rank, key in enumerate(state.order)}
     here = [_node(state, node, ranks) for node in state.nodes.values()]
-    gone = [_absent(state, node_id, absent) for node_id, absent in state.absent.items()]
+    gone = [_absent(node_id, absent) for node_id, absent in state.absent.items()]
     return (*here, *gone)
 
 
@@ -138,7 +138,7 @@ def _group_phase(state: RunState, key: MemberKey, ranks: Mapping[MemberKey, int]
     return None
 
 
-def _absent(state: RunState, node_id: str, absent: Absent) -> NodeStatus:
+def _absent(node_id: str, absent: Absent) -> NodeStatus:
     phase = Phase.LOST if absent.lost else Phase.STOPPED
     return NodeStatus(
         node_id=node_id, address=absent.address, name=absent.name, phase=phase, reason=absent.reason

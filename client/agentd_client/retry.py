@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from agentd.api.errors import AgentError, Code, DeadlineExceeded, Unreachable
+from agentd.api.errors import AgentError, Code, Unreachable
 from agentd_client.plan import AnswerT, Call, Pause, Plan, call_all, clock
 
 PAUSES: Final = (0.25, 0.5)
@@ -44,11 +44,6 @@ def call_one(call: Call[AnswerT], pauses: Sequence[float] = PAUSES) -> Plan[Answ
 def is_absence(error: AgentError) -> bool:
     """Whether the node may well take the request later: it is away, cut off or busy, it has not refused."""
     return error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
-
-
-def is_broken_path(error: AgentError) -> bool:
-    """Whether nobody answered at all."""
-    return isinstance(error, Unreachable | DeadlineExceeded)
 
 
 def _may_repeat(call: Call[AnswerT], outcome: AnswerT | AgentError) -> bool:
