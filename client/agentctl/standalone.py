@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -61,6 +61,7 @@ def standalone(environ: Mapping[str, str] = caller.ENVIRON) -> Iterator[Standalo
         with _process(state_dir, lock, environ) as (process, target):
             yield Standalone(target=target, pid=process.pid, state_dir=state_dir)
     finally:
+        _remove_socket_dir(state_dir)
         os.close(lock)
 
 
@@ -110,9 +111,16 @@ def _is_in_use(folder: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        shutil.rmtree((folder / _SOCKET_DIR).read_text(), ignore_errors=True)
+    _remove_socket_dir(folder)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_socket_dir(state_dir: Path) -> None:
+    """Where the socket had to be elsewhere. After a kill -9 this waits until the state itself is old."""
+    note = state_dir / _SOCKET_DIR
+    with contextlib.suppress(OSError):
+        shutil.rmtree(note.read_text(), ignore_errors=True)
+        note.unlink()
 
 
 @contextlib.contextmanager
@@ -122,38 +130,15 @@ def _process(
     target = f"unix:{_socket_path(state_dir)}"
     lifeline_read, lifeline_write = os.pipe()
     ready_read, ready_write = os.pipe()
-    command = [
-        sys.executable,
-        "-m",
-        "agentd",
-        "--listen",
-        target,
-        "--state-dir",
-        str(state_dir),
-        "--lifeline-fd",
-        str(lifeline_read),
-        "--ready-fd",
-        str(ready_write),
-    ]
+    flags = ("--listen", target, "--lifeline-fd", str(lifeline_read), "--ready-fd", str(ready_write))
     try:
-        with (state_dir / _LOG).open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # The lock goes along: the directory is in use until both of us are gone.
-                pass_fds=(lifeline_read, ready_write, lock),
-                start_new_session=True,
-                # A folder called agentd in the user's directory must not be taken for the program.
-                cwd=state_dir,
-                env={name: value for name, value in environ.items() if not name.startswith("AGENTD_")},
-            )
+        # The lock goes along: the directory is in use until both of us are gone.
+        process = _spawn(state_dir, flags, (lifeline_read, ready_write, lock), environ)
         os.close(ready_write)
         os.close(lifeline_read)
         ready_write = lifeline_read = -1
         try:
-            _await_ready(process, ready_read, state_dir)
+            _await_ready(ready_read, state_dir)
             yield process, target
         finally:
             os.close(lifeline_write)
@@ -163,6 +148,23 @@ def _process(
         for fd in (lifeline_read, lifeline_write, ready_read, ready_write):
             if fd >= 0:
                 os.close(fd)
+
+
+def _spawn(
+    state_dir: Path, flags: Iterable[str], fds: Iterable[int], environ: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    with (state_dir / _LOG).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "agentd", "--state-dir", str(state_dir), *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=tuple(fds),
+            start_new_session=True,
+            # A folder called agentd in the user's directory must not be taken for the program.
+            cwd=state_dir,
+            env={name: value for name, value in environ.items() if not name.startswith("AGENTD_")},
+        )
 
 
 def _socket_path(state_dir: Path) -> Path:
@@ -175,7 +177,7 @@ def _socket_path(state_dir: Path) -> Path:
     return Path(folder) / "agentd.sock"
 
 
-def _await_ready(process: subprocess.Popen[bytes], ready_fd: int, state_dir: Path) -> None:
+def _await_ready(ready_fd: int, state_dir: Path) -> None:
     """Until it serves; its end or its silence is told with the end of its log."""
     deadline, line = time.monotonic() + START_TIMEOUT_S, b""
     while not line.endswith(b"\n"):
