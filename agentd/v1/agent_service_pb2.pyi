@@ -401,7 +401,7 @@ class LogsRequest(google.protobuf.message.Message):
     follow: builtins.bool
     """Stay for what comes, over restarts, until the run has ended."""
     round: builtins.int
-    """0: the newest with follow, as with tail_lines."""
+    """0: the newest; with `follow` those after it too."""
     role: builtins.str
     """Empty: every role."""
     all_rounds: builtins.bool

@@ -34,7 +34,7 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     "node", "path", "problem".
     """
     ERROR_REASON_RUN_NOT_FOUND: _ErrorReason.ValueType  # 3
-    """NOT_FOUND. "run_id", "node"."""
+    """NOT_FOUND. The node knows no such run or incarnation: "run_id", "node"."""
     ERROR_REASON_RUN_CONFLICT: _ErrorReason.ValueType  # 4
     """ALREADY_EXISTS. A live run has this run_id and another spec: "run_id",
     "fields" (comma separated).
@@ -48,7 +48,9 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_DEVICE_IN_USE: _ErrorReason.ValueType  # 7
     """RESOURCE_EXHAUSTED. A device is in use: "device", "run_id"."""
     ERROR_REASON_NO_SUCH_DEVICE: _ErrorReason.ValueType  # 8
-    """FAILED_PRECONDITION. The rule for local_world_size finds nothing: "rule"."""
+    """FAILED_PRECONDITION. The rule for local_world_size finds nothing: "rule",
+    "node".
+    """
     ERROR_REASON_RUN_ENDED: _ErrorReason.ValueType  # 9
     """FAILED_PRECONDITION. The run has ended: "run_id", "phase"."""
     ERROR_REASON_NODE_ID_TAKEN: _ErrorReason.ValueType  # 10
@@ -62,21 +64,29 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_JOURNAL_UNAVAILABLE: _ErrorReason.ValueType  # 13
     """UNAVAILABLE. The journal cannot be written: "problem"."""
     ERROR_REASON_LOG_NOT_FOUND: _ErrorReason.ValueType  # 14
-    """NOT_FOUND. No log for these ranks: "run_id", "ranks"."""
+    """NOT_FOUND. No log of these ranks, this role or this round: "run_id",
+    "ranks".
+    """
     ERROR_REASON_NOT_SUPPORTED: _ErrorReason.ValueType  # 15
     """UNIMPLEMENTED. This agentd does not know the call: "method", "version"."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 16
-    """INTERNAL. A fault of agentd; the id stands in its log: "error_id"."""
+    """INTERNAL. A fault of agentd; the id stands in its log: "error_id",
+    "node".
+    """
     ERROR_REASON_UNREACHABLE: _ErrorReason.ValueType  # 17
     """UNAVAILABLE. No agentd answers there: "target", "problem". Made by the client."""
     ERROR_REASON_DEADLINE: _ErrorReason.ValueType  # 18
-    """DEADLINE_EXCEEDED. "target", "timeout". Made by the client."""
+    """DEADLINE_EXCEEDED. Not answered in time: "target", "timeout". Made by the
+    client.
+    """
     ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 19
     """RESOURCE_EXHAUSTED. Too much of something: "what", "limit"."""
     ERROR_REASON_ADDRESS_UNUSABLE: _ErrorReason.ValueType  # 20
     """FAILED_PRECONDITION. The address cannot serve others: "address", "problem"."""
     ERROR_REASON_NOT_RUNNING: _ErrorReason.ValueType  # 21
-    """FAILED_PRECONDITION. Workers are not running: "run_id", "phase"."""
+    """FAILED_PRECONDITION. No workers run now, or none of these ranks: "run_id",
+    "phase", and "ranks" if some were named.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper): ...
 
@@ -88,7 +98,7 @@ ERROR_REASON_PROGRAM_UNUSABLE: ErrorReason.ValueType  # 2
 "node", "path", "problem".
 """
 ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 3
-"""NOT_FOUND. "run_id", "node"."""
+"""NOT_FOUND. The node knows no such run or incarnation: "run_id", "node"."""
 ERROR_REASON_RUN_CONFLICT: ErrorReason.ValueType  # 4
 """ALREADY_EXISTS. A live run has this run_id and another spec: "run_id",
 "fields" (comma separated).
@@ -102,7 +112,9 @@ ERROR_REASON_DRAINING: ErrorReason.ValueType  # 6
 ERROR_REASON_DEVICE_IN_USE: ErrorReason.ValueType  # 7
 """RESOURCE_EXHAUSTED. A device is in use: "device", "run_id"."""
 ERROR_REASON_NO_SUCH_DEVICE: ErrorReason.ValueType  # 8
-"""FAILED_PRECONDITION. The rule for local_world_size finds nothing: "rule"."""
+"""FAILED_PRECONDITION. The rule for local_world_size finds nothing: "rule",
+"node".
+"""
 ERROR_REASON_RUN_ENDED: ErrorReason.ValueType  # 9
 """FAILED_PRECONDITION. The run has ended: "run_id", "phase"."""
 ERROR_REASON_NODE_ID_TAKEN: ErrorReason.ValueType  # 10
@@ -116,19 +128,27 @@ ERROR_REASON_HUB_UNREACHABLE: ErrorReason.ValueType  # 12
 ERROR_REASON_JOURNAL_UNAVAILABLE: ErrorReason.ValueType  # 13
 """UNAVAILABLE. The journal cannot be written: "problem"."""
 ERROR_REASON_LOG_NOT_FOUND: ErrorReason.ValueType  # 14
-"""NOT_FOUND. No log for these ranks: "run_id", "ranks"."""
+"""NOT_FOUND. No log of these ranks, this role or this round: "run_id",
+"ranks".
+"""
 ERROR_REASON_NOT_SUPPORTED: ErrorReason.ValueType  # 15
 """UNIMPLEMENTED. This agentd does not know the call: "method", "version"."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 16
-"""INTERNAL. A fault of agentd; the id stands in its log: "error_id"."""
+"""INTERNAL. A fault of agentd; the id stands in its log: "error_id",
+"node".
+"""
 ERROR_REASON_UNREACHABLE: ErrorReason.ValueType  # 17
 """UNAVAILABLE. No agentd answers there: "target", "problem". Made by the client."""
 ERROR_REASON_DEADLINE: ErrorReason.ValueType  # 18
-"""DEADLINE_EXCEEDED. "target", "timeout". Made by the client."""
+"""DEADLINE_EXCEEDED. Not answered in time: "target", "timeout". Made by the
+client.
+"""
 ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 19
 """RESOURCE_EXHAUSTED. Too much of something: "what", "limit"."""
 ERROR_REASON_ADDRESS_UNUSABLE: ErrorReason.ValueType  # 20
 """FAILED_PRECONDITION. The address cannot serve others: "address", "problem"."""
 ERROR_REASON_NOT_RUNNING: ErrorReason.ValueType  # 21
-"""FAILED_PRECONDITION. Workers are not running: "run_id", "phase"."""
+"""FAILED_PRECONDITION. No workers run now, or none of these ranks: "run_id",
+"phase", and "ranks" if some were named.
+"""
 global___ErrorReason = ErrorReason

@@ -325,7 +325,7 @@ global___MemberDone = MemberDone
 
 @typing.final
 class MemberLeaving(google.protobuf.message.Message):
-    """The member leaves the run; the others go on."""
+    """The member leaves the run; the others go on while there are enough of them."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -337,7 +337,7 @@ class MemberLeaving(google.protobuf.message.Message):
     reason: builtins.str
     """For people."""
     failed: builtins.bool
-    """Nobody asked it to: it cannot take part."""
+    """Nobody asked it to: it cannot take part. A run that needs it fails at once."""
     def __init__(
         self,
         *,

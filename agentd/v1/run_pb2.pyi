@@ -466,7 +466,9 @@ class RendezvousSpec(google.protobuf.message.Message):
 
     @property
     def reattach_window(self) -> google.protobuf.duration_pb2.Duration:
-        """How long a member whose stream broke keeps its place. Default 60 s."""
+        """How long a member whose stream broke keeps its place. Without effect in this
+        version: it is one lease, as workers do not outlive their agentd.
+        """
 
     def __init__(
         self,
