@@ -203,7 +203,7 @@ class MemberSession:
             except AgentError as error:
                 # Without the advice of the error: whoever tells of the hub has its own.
                 problem = error.facts.get("problem") or str(error)
-                if error.code in _FINAL and not self._over():
+                if self._is_refusal(error) and not self._over():
                     self._refused(error)
                     return
             if self._over():
@@ -214,6 +214,10 @@ class MemberSession:
             # Many nodes lose one hub together: they shall not come back together.
             await asyncio.sleep(self._backoff * random.uniform(0.5, 1.0))
             self._backoff = min(self._backoff * 2, LAST_BACKOFF)
+
+    def _is_refusal(self, error: AgentError) -> bool:
+        # The hub that took this node knows the call: where it is not known, a stranger has the hub's port.
+        return error.code in _FINAL and not (self._welcomed and error.code is Code.UNIMPLEMENTED)
 
     def _over(self) -> bool:
         return self._finished or self._closing

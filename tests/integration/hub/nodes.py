@@ -65,6 +65,8 @@ class CuttableLink:
     def __init__(self, link: HubLink) -> None:
         self._link = link
         self.up = True
+        self.stranger: AgentError | None = None
+        """What answers while the hub is down, if anything does."""
         self.streams: list[HubStream] = []
 
     @property
@@ -73,7 +75,7 @@ class CuttableLink:
 
     async def connect(self, hello: SessionHello) -> HubStream:
         if not self.up:
-            raise Unreachable(self.address, "cut by the test")
+            raise self.stranger or Unreachable(self.address, "cut by the test")
         stream = await self._link.connect(hello)
         self.streams.append(stream)
         return stream

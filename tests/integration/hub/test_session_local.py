@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from agentd.api.errors import NodeIdTaken, RunNotFound, StaleIncarnation, StaleSession
+from agentd.api.errors import NodeIdTaken, NotSupported, RunNotFound, StaleIncarnation, StaleSession
 from agentd.api.types import Phase
+from agentd.core import defaults
 from agentd.hub.messages import MemberReady, SessionHello
 from tests.integration.hub import virtual_time
 from tests.integration.hub.nodes import INCARNATION, RUN, Node, Stage, make_spec, until
@@ -327,6 +328,29 @@ async def test_hub_that_leaves_is_dialled_again_and_running_workers_go_on() -> N
         await asyncio.sleep(3600)
         assert "hub timeout" not in a.log
         assert a.running == 1
+
+
+@on_virtual_time
+async def test_stranger_at_the_address_of_a_lost_hub_stops_no_workers() -> None:
+    async with Stage(make_spec("a")) as stage:
+        (a,) = stage.add("a")
+        await stage.round_is(1, a)
+        a.link.stranger = NotSupported("Join", "at hub.example:7460")
+        await a.link.cut()
+        await asyncio.sleep(defaults.LEASE / 2)
+        assert "refused" not in a.log
+        a.link.up = True
+        await until(lambda: "hub found" in a.log)
+        assert a.running == 1
+
+
+@on_virtual_time
+async def test_stranger_at_the_address_of_a_hub_refuses_a_node_that_never_met_it() -> None:
+    async with Stage(make_spec("a")) as stage:
+        node = stage.nodes["a"] = Node("a", stage.link())
+        node.link.up, node.link.stranger = False, NotSupported("Join", "at hub.example:7460")
+        node.start()
+        await until(lambda: "refused" in node.log)
 
 
 @on_virtual_time
