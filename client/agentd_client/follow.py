@@ -148,7 +148,9 @@ class _Follower:
             event = yield from receive(min(quiet_at, self._logs.due) - now)
             now = yield from clock()
             if event is not None and event.key.startswith(LOGS_PREFIX):
-                quiet_at = now + _DRAIN_SILENCE_S
+                if isinstance(event, Arrived):
+                    # A node that is gone says nothing, however often it is tried.
+                    quiet_at = now + _DRAIN_SILENCE_S
                 yield from self._logs.take(event, now)
         yield from self._logs.close()
 

@@ -283,6 +283,15 @@ def test_a_node_that_says_no_more_does_not_hold_up_the_end() -> None:
     assert not driver.open_keys
 
 
+def test_a_node_that_is_gone_does_not_hold_up_the_end_by_being_tried_again() -> None:
+    tries = [(0.7, p.Ended(LOGS_A, Unreachable("a:7460"))) for _ in range(20)]
+    _, driver = follower(
+        [(0.1, told(WATCH_A, run())), (0.1, told(WATCH_A, run(Phase.SUCCEEDED))), *tries],
+        logs=LogsRequest(run_id="r", follow=True),
+    )
+    assert driver.now - 1000 < 4
+
+
 def test_a_node_that_joins_later_is_followed_too_unless_it_is_one_by_another_address() -> None:
     def unary(call: p.Call[Any]) -> Message | AgentError:
         if call.method.name == "GetNode":
