@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.support import leaks
 from tests.support.fleet import Controller, Fleet, agentctl, fleet, is_gone, write_script
 from tests.support.waiting import wait_until
 
@@ -237,22 +239,14 @@ def test_reap_ends_what_a_dead_daemon_left(tmp_path: Path) -> None:
 def test_a_standalone_run_leaves_nothing_when_its_controller_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
     folder = tmp_path / "out"
     folder.mkdir()
     script = write_script(tmp_path / "stubborn.py", *STUBBORN)
-    command = [
-        "run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--stop-grace",
-        "1",
-        str(script),
-        str(folder),
-        "-1",
-    ]
-    with Controller(*command, root=tmp_path) as run:
-        workers = wait_until(lambda: all_up(folder, 2), 30)
-        run.send(signal.SIGKILL)
-    wait_until(lambda: all(is_gone(pid) for pid in workers), 30)
+    flags = ("--nproc-per-node", "2", "--stop-grace", "1")
+    with tempfile.TemporaryDirectory() as state:  # a short path, which holds the socket too
+        monkeypatch.setenv("XDG_STATE_HOME", state)
+        with Controller("run", "--standalone", *flags, str(script), str(folder), "-1", root=tmp_path) as run:
+            workers = wait_until(lambda: all_up(folder, 2), 30)
+            run.send(signal.SIGKILL)
+        wait_until(lambda: all(is_gone(pid) for pid in workers), 30)
+        wait_until(lambda: not list(leaks.carrying(os.environ[leaks.TOKEN_VARIABLE])), 30)

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from agentctl.exits import ExitCode
 from agentctl.standalone import KEPT, standalone, state_root
 from agentd_client import AgentClient
+from tests.support.fleet import is_gone
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -29,9 +32,11 @@ time.sleep(1000)
 
 
 @pytest.fixture(autouse=True)
-def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return tmp_path / "state"
+def own_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    # A short path, which holds the socket too.
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("XDG_STATE_HOME", folder)
+        yield Path(folder)
 
 
 def program(tmp_path: Path, text: str) -> str:
@@ -60,13 +65,6 @@ def pids(folder: Path) -> list[int]:
     return [int(pid) for path in folder.glob("*.pid") for pid in path.read_text().split()]
 
 
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith(("Z", "X"))
-    except OSError:
-        return True
-
-
 def agentd_pids(state: Path) -> list[int]:
     """Every agentd of these state directories that lives."""
     found = []
@@ -86,6 +84,21 @@ def test_a_run_needs_nothing_installed_or_started_and_leaves_nothing(tmp_path: P
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["[default 0]: rank 0 of 2", "[default 1]: rank 1 of 2"]
     assert agentd_pids(own_state) == []
+
+
+def test_a_state_directory_too_deep_for_a_socket_has_it_elsewhere_and_not_for_longer_than_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("d" * 100)
+    monkeypatch.setenv("XDG_STATE_HOME", str(deep))
+    before = set(Path("/tmp").glob("agentd-*"))
+    done = ctl(
+        program(tmp_path, "import os; print([d for d in os.listdir('/tmp') if d.startswith('agentd-')])")
+    )
+    assert done.returncode == 0, done.stderr
+    assert "agentd-" in done.stdout
+    assert not list(deep.rglob("socket-dir"))
+    assert not [path for path in set(Path("/tmp").glob("agentd-*")) - before if str(path) in done.stdout]
 
 
 def test_the_first_failed_workers_code_is_the_exit_code(tmp_path: Path) -> None:
@@ -141,8 +154,9 @@ def test_a_lost_terminal_does_not_end_the_run(tmp_path: Path) -> None:
     assert run.returncode == 0, err
 
 
-def test_an_agentd_that_does_not_come_up_is_told_with_its_log(own_state: Path) -> None:
-    own_state.write_text("a file where a directory should be")
+def test_a_state_directory_that_cannot_be_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "state").write_text("a file where a directory should be")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     done = ctl("x.py")
     assert done.returncode == ExitCode.UNREACHABLE
     assert "no state directory can be made" in done.stderr
