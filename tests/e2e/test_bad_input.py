@@ -17,7 +17,7 @@ from agentd.api.errwire import RpcFailure, from_rpc_error
 from agentd.v1 import agent_service_pb2 as service
 from agentd.v1 import run_pb2 as run
 from agentd.v1.agent_service_pb2_grpc import AgentServiceStub
-from tests.support.fleet import Node, agentctl, agentd, write_script
+from tests.support.fleet import Node, agentctl, agentd, count_descriptors, write_script
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -182,8 +182,7 @@ def test_garbage_bytes_on_the_port(node: Node) -> None:
 def test_a_client_that_vanishes_in_mid_stream(node: Node, script: Path) -> None:
     started = agentctl("run", "--detach", "--nodes", node.target, "--run-id", "vanish", str(script))
     assert started.returncode == 0, started.stderr
-    fds = f"/proc/{node.pid}/fd"
-    before = len(os.listdir(fds))
+    before = count_descriptors(node.pid)
     channels = [
         grpc.insecure_channel(node.target, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(20)
     ]
@@ -191,7 +190,7 @@ def test_a_client_that_vanishes_in_mid_stream(node: Node, script: Path) -> None:
         stream = AgentServiceStub(channel).Watch(service.WatchRequest(run_id="vanish"), timeout=60)
         next(iter(stream))
         channel.close()
-    wait_until(lambda: len(os.listdir(fds)) <= before + 2, 30)
+    wait_until(lambda: count_descriptors(node.pid) <= before + 2, 30)
 
 
 def test_two_hundred_idle_watchers_do_not_hold_up_status(node: Node) -> None:

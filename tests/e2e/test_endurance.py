@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support.fleet import Node, agentctl, agentd, descendants, write_script
+from tests.support.fleet import (
+    Node,
+    agentctl,
+    agentd,
+    count_descriptors,
+    count_threads,
+    descendants,
+    write_script,
+)
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(240)
@@ -20,22 +27,14 @@ MOST_THREADS = 48
 """All pools of the daemon full; a thread for each run would be far beyond."""
 
 
-def descriptors(node: Node) -> int:
-    """Open files and sockets of the daemon."""
-    return len(os.listdir(f"/proc/{node.pid}/fd"))
-
-
-def threads(node: Node) -> int:
-    return len(os.listdir(f"/proc/{node.pid}/task"))
-
-
 def one_run(node: Node, script: Path, run_id: str) -> None:
     done = agentctl("run", "--nodes", node.target, "--run-id", run_id, str(script), timeout=120)
     assert done.returncode == 0, done.stderr
 
 
 def settled(node: Node, fds: int) -> bool:
-    return descriptors(node) <= fds and threads(node) <= MOST_THREADS and not descendants(node.pid)
+    few = count_descriptors(node.pid) <= fds and count_threads(node.pid) <= MOST_THREADS
+    return few and not descendants(node.pid)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def test_runs_in_a_row_and_twenty_at_once_leave_nothing(tmp_path: Path, in_a_row
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda i: one_run(node, script, f"warm-{i}"), range(WARM_UP)))
         wait_until(lambda: not descendants(node.pid), 30)
-        fds, memory = descriptors(node), psutil.Process(node.pid).memory_info().rss
+        fds, memory = count_descriptors(node.pid), psutil.Process(node.pid).memory_info().rss
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda i: one_run(node, script, f"row-{i}"), range(in_a_row)))
         with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -219,6 +219,16 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def count_descriptors(pid: int) -> int:
+    """Open files, sockets and pipes of a process."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def count_threads(pid: int) -> int:
+    """Threads of a process, the main one too."""
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
 def descendants(pid: int) -> Sequence[leaks.Process]:
     """All processes below one."""
     return list(leaks.descendants(pid))

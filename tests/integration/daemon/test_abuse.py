@@ -27,6 +27,7 @@ from tests.integration.daemon.rig import (
     running,
     script,
 )
+from tests.support.fleet import count_descriptors, count_threads
 from tests.support.waiting import wait_until
 
 
@@ -35,14 +36,6 @@ def still_well(daemon: Daemon) -> None:
     with health_of(daemon.targets[0]) as health:
         assert is_serving(health)
     assert [event for event in daemon.events() if event["level"] == "error"] == []
-
-
-def threads(daemon: Daemon) -> int:
-    return len(os.listdir(f"/proc/{daemon.process.pid}/task"))
-
-
-def descriptors(daemon: Daemon) -> int:
-    return len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +73,7 @@ def test_a_huge_message_is_refused_by_name(folder: Path) -> None:
 def test_two_hundred_idle_watches_cost_no_threads_and_status_still_answers(folder: Path) -> None:
     with running(folder) as daemon, calling(daemon.targets[0]) as agent:
         agent.Status(pb.StatusRequest(), timeout=CALL_S)
-        before = threads(daemon)
+        before = count_threads(daemon.process.pid)
         watches = [agent.Watch(pb.WatchRequest(), timeout=60) for _ in range(200)]
         with health_of(daemon.targets[0]) as health:
             watches += [
@@ -91,7 +84,7 @@ def test_two_hundred_idle_watches_cost_no_threads_and_status_still_answers(folde
                 assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
             for _ in range(20):
                 agent.Status(pb.StatusRequest(), timeout=CALL_S)
-            assert threads(daemon) <= before + 4
+            assert count_threads(daemon.process.pid) <= before + 4
             for watch in watches:
                 watch.cancel()
         still_well(daemon)
@@ -106,12 +99,12 @@ def test_clients_that_vanish_mid_stream_leave_nothing_behind(folder: Path) -> No
         wait_until(
             lambda: any(chunk.chunk.data for chunk in agent.Logs(pb.LogsRequest(run_id="r"), timeout=CALL_S))
         )
-        before = descriptors(daemon)
+        before = count_descriptors(daemon.process.pid)
         for _ in range(20):
             with calling(daemon.targets[0]) as stranger:
                 next(stranger.Watch(pb.WatchRequest(), timeout=60))
                 next(stranger.Logs(pb.LogsRequest(run_id="r", follow=True), timeout=60))
-        wait_until(lambda: descriptors(daemon) <= before + 3)
+        wait_until(lambda: count_descriptors(daemon.process.pid) <= before + 3)
         still_well(daemon)
 
 

@@ -25,6 +25,7 @@ from tests.integration.daemon.rig import (
     refused,
     running,
 )
+from tests.support.fleet import count_descriptors
 from tests.support.waiting import wait_until
 
 
@@ -204,7 +205,7 @@ def test_idle_it_is_small_and_quiet(folder: Path) -> None:
     with running(folder) as daemon:
         info = node(daemon.targets[0])
         assert 0 < info.agentd_resident_bytes < 80 * 1024 * 1024
-        fds = wait_until(lambda: len(os.listdir(f"/proc/{daemon.process.pid}/fd")))
+        fds = wait_until(lambda: count_descriptors(daemon.process.pid))
         for _ in range(50):
             node(daemon.targets[0])
-        wait_until(lambda: len(os.listdir(f"/proc/{daemon.process.pid}/fd")) <= fds + 2)
+        wait_until(lambda: count_descriptors(daemon.process.pid) <= fds + 2)
