@@ -32,6 +32,8 @@ MAX_STRING = 131_071
 """Bytes of one argument or variable that the kernel hands to a program."""
 MAX_DURATION = 366 * 86_400.0
 MAX_REQUEST_ID = 128
+MAX_INCARNATION = (1 << 53) - 1
+"""Exact in every JSON; as milliseconds, far beyond any clock. Each use of an id goes above the last."""
 
 _NAME_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ -, not starting with a dot"
 _DEVICE_LIMIT = 4096

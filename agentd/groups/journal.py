@@ -30,6 +30,8 @@ KEPT_EVENTS = 10_000
 _RETRY_S = 0.5
 _TIDY_EACH = 2000
 _CLOSE_S = 5.0
+_UNFIT = (ValueError, OverflowError, TypeError, sqlite3.DataError)
+"""What a record raises that no other try would write."""
 _log = logging.getLogger(__name__)
 
 
@@ -166,7 +168,7 @@ class _Queue:
         try:
             with db:
                 for record in records.values():
-                    record.write(db)
+                    _write(db, record)
         except sqlite3.Error as error:
             if not self.problem:
                 _log.error("the journal cannot be written", extra={"problem": str(error)})
@@ -235,6 +237,14 @@ def _tidy(db: sqlite3.Connection) -> None:
                 "(SELECT run_id, incarnation FROM runs)"
             )
         db.execute("DELETE FROM events WHERE id <= (SELECT MAX(id) FROM events) - ?", (KEPT_EVENTS,))
+
+
+def _write(db: sqlite3.Connection, record: Record) -> None:
+    """A record that nothing could write is left out: it must not take the others, or the thread, with it."""
+    try:
+        record.write(db)
+    except _UNFIT as error:
+        _log.error("a record is not for the journal", extra={"record": record.key(), "problem": str(error)})
 
 
 def _as_json(value: object) -> object:

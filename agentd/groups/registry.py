@@ -37,7 +37,7 @@ from agentd.api.types import (
     StreamEnd,
     WorkerState,
 )
-from agentd.core.specs import MAX_REQUEST_ID, check_name, differing_fields, validate
+from agentd.core.specs import MAX_INCARNATION, MAX_REQUEST_ID, check_name, differing_fields, validate
 from agentd.groups.admission import Machine, RolePlan, plan_node
 from agentd.groups.board import Board, RunKey
 from agentd.groups.devices import DeviceBook
@@ -175,6 +175,9 @@ class Registry:
         check_name("run_id", request.spec.run_id)
         if not 1 <= len(request.request_id) <= MAX_REQUEST_ID:
             raise InvalidSpec("request_id", f"it has 1 to {MAX_REQUEST_ID} characters")
+        if request.incarnation > MAX_INCARNATION:
+            # Taken as known here, it would leave no number for a later run of the id.
+            raise InvalidSpec("incarnation", "is not one that a hub gave; ask the hub's node again")
         lock = self._admissions.setdefault(request.spec.run_id, asyncio.Lock())
         async with lock:
             if request.join:

@@ -167,3 +167,15 @@ async def test_many_writers_at_once_lose_nothing(tmp_path: Path) -> None:
         await journal.close()
     assert all(written)
     assert len(open_for_reading(tmp_path / "agentd.db").runs) == 200
+
+
+@pytest.mark.parametrize("unfit", [run_row("bad", 1 << 63), run_row("b\udc80d")])
+async def test_a_record_that_nothing_could_write_costs_no_other(tmp_path: Path, unfit: RunRow) -> None:
+    journal = await started(tmp_path)
+    await journal.write(unfit, run_row("good"))
+    assert await journal.write(run_row("later"))
+    assert not journal.conditions
+    await journal.close()
+    again = await started(tmp_path)
+    await again.close()
+    assert {row.run_id for row in again.remembered.runs} == {"good", "later"}

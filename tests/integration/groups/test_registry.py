@@ -519,3 +519,12 @@ async def test_a_fault_of_the_supervisor_leaves_no_worker_unwatched(
         await wait_until_async(lambda: all(is_gone(worker.pid) for worker in workers(status)))
         monkeypatch.undo()
         assert (await stopped(node)).phase is Phase.STOPPED
+
+
+async def test_an_incarnation_that_no_hub_gives_is_refused_and_the_id_stays_free(tmp_path: Path) -> None:
+    async with one_node(tmp_path) as node:
+        for made_up in (1 << 53, 1 << 63, (1 << 64) - 1):
+            with pytest.raises(InvalidSpec, match="incarnation"):
+                await node.run(run_spec(), incarnation=made_up, hub_address="127.0.0.1:1")
+        await node.run(run_spec("pass"))
+        assert (await node.ends("job")).phase is Phase.SUCCEEDED
