@@ -187,7 +187,7 @@ def _read(path: str, offset: int, size: int) -> bytes:
         return b""
     try:
         return os.pread(fd, size, offset)
-    except OSError:
+    except (OSError, OverflowError):  # an offset that a caller made up
         return b""
     finally:
         os.close(fd)
