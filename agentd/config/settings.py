@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import ipaddress
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -83,7 +84,16 @@ def _advertised(value: object) -> str:
         raise ValueError(error.facts["problem"]) from None
     if target.is_unix:
         raise ValueError("a Unix socket cannot be reached from other machines; give HOST or HOST:PORT")
+    if _is_wildcard(target.host):
+        raise ValueError(f"{target.host} means every address and leads nowhere; give the one others reach")
     return text
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_unspecified
+    except ValueError:
+        return False
 
 
 def _flag(value: object) -> bool:

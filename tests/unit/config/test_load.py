@@ -99,6 +99,8 @@ def test_an_unknown_key_is_an_error_that_names_it_and_the_nearest(text: str, key
         ({"listen": ("127.0.0.1:70000",)}, "a port is a number"),
         ({"listen": ("127.0.0.1:7460", "127.0.0.1")}, "twice"),
         ({"advertise_addr": "unix:/x"}, "cannot be reached from other machines"),
+        ({"advertise_addr": "0.0.0.0"}, "leads nowhere"),
+        ({"advertise_addr": "[::]:7460"}, "leads nowhere"),
         ({"log.format": "xml"}, "is not text or json"),
         ({"drain.grace": "soon"}, "not a number of seconds"),
         ({"drain.grace": "-1"}, "not a number of seconds"),
