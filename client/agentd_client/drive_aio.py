@@ -13,8 +13,8 @@ from google.protobuf.message import Message
 
 from agentd.api.channel import CLIENT_OPTIONS
 from agentd.api.errors import AgentError
-from agentd.api.errwire import from_rpc_error
 from agentd_client import plan as p
+from agentd_client import stubs
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ class _Session:
             message: Message = await _start_unary(self._driver.channel(call.target), call)
             return message
         except grpc.aio.AioRpcError as failure:
-            return _error_of(failure, call)
+            return stubs.error_of(failure, call)
 
     async def _receive(self, timeout_s: float) -> p.StreamEvent | None:
         deadline = time.monotonic() + timeout_s
@@ -180,7 +180,7 @@ class _Pump:
             else:
                 await self._put(p.Arrived(self._key, await self._rpc))
         except grpc.aio.AioRpcError as failure:
-            error = _error_of(failure, self._call)
+            error = stubs.error_of(failure, self._call)
         await self._put(p.Ended(self._key, error))
 
     async def _put(self, event: p.StreamEvent) -> None:
@@ -189,24 +189,10 @@ class _Pump:
 
 
 def _start_unary(channel: grpc.aio.Channel, call: p.Call[Any]) -> Any:
-    stub = channel.unary_unary(
-        call.method.path,
-        request_serializer=type(call.request).SerializeToString,
-        response_deserializer=call.method.decode,
-    )
-    return stub(call.request, timeout=call.timeout_s)
+    return stubs.unary(channel, call)(call.request, timeout=call.timeout_s)
 
 
 def _start(channel: grpc.aio.Channel, call: p.Call[Any]) -> Any:
     if not call.method.streams:
         return _start_unary(channel, call)
-    stub = channel.unary_stream(
-        call.method.path,
-        request_serializer=type(call.request).SerializeToString,
-        response_deserializer=call.method.decode,
-    )
-    return stub(call.request, timeout=call.timeout_s)
-
-
-def _error_of(failure: grpc.aio.AioRpcError, call: p.Call[Any]) -> AgentError:
-    return from_rpc_error(failure, call.target, timeout=call.timeout_s or 0.0, method=call.method.name)
+    return stubs.stream(channel, call)(call.request, timeout=call.timeout_s)

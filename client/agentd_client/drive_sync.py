@@ -13,8 +13,8 @@ from google.protobuf.message import Message
 
 from agentd.api.channel import CLIENT_OPTIONS
 from agentd.api.errors import AgentError
-from agentd.api.errwire import from_rpc_error
 from agentd_client import plan as p
+from agentd_client import stubs
 
 T = TypeVar("T")
 
@@ -185,7 +185,7 @@ class _Pump:
             else:
                 self._put(p.Arrived(self._key, self._rpc.result()))
         except grpc.RpcError as failure:
-            error = _error_of(failure, self._call)
+            error = stubs.error_of(failure, self._call)
         except grpc.FutureCancelledError:
             error = None
         self._put(p.Ended(self._key, error))
@@ -197,23 +197,13 @@ class _Pump:
 
 
 def _start_unary(channel: grpc.Channel, call: p.Call[Any]) -> Any:
-    stub = channel.unary_unary(
-        call.method.path,
-        request_serializer=type(call.request).SerializeToString,
-        response_deserializer=call.method.decode,
-    )
-    return stub.future(call.request, timeout=call.timeout_s)
+    return stubs.unary(channel, call).future(call.request, timeout=call.timeout_s)
 
 
 def _start(channel: grpc.Channel, call: p.Call[Any]) -> Any:
     if not call.method.streams:
         return _start_unary(channel, call)
-    stub = channel.unary_stream(
-        call.method.path,
-        request_serializer=type(call.request).SerializeToString,
-        response_deserializer=call.method.decode,
-    )
-    return stub(call.request, timeout=call.timeout_s)
+    return stubs.stream(channel, call)(call.request, timeout=call.timeout_s)
 
 
 def _settle(call: p.Call[Any], future: Any) -> Message | AgentError:
@@ -221,8 +211,4 @@ def _settle(call: p.Call[Any], future: Any) -> Message | AgentError:
         message: Message = future.result()
         return message
     except grpc.RpcError as failure:
-        return _error_of(failure, call)
-
-
-def _error_of(failure: Any, call: p.Call[Any]) -> AgentError:
-    return from_rpc_error(failure, call.target, timeout=call.timeout_s or 0.0, method=call.method.name)
+        return stubs.error_of(failure, call)
