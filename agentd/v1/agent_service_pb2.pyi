@@ -239,7 +239,7 @@ class WatchRequest(google.protobuf.message.Message):
     """Of this incarnation only. 0: the newest."""
     @property
     def heartbeat(self) -> google.protobuf.duration_pb2.Duration:
-        """Longest silence of the stream. Default 10 s, at least 0.1 s."""
+        """Longest silence of the stream. Default 10 s, from 0.1 s to 1 h."""
 
     def __init__(
         self,
