@@ -179,6 +179,10 @@ class _Pump:
                     await self._put(p.Arrived(self._key, message))
             else:
                 await self._put(p.Arrived(self._key, await self._rpc))
+        except asyncio.CancelledError:
+            # Perhaps its channel was closed under it, and the plan waits to hear of it.
+            self._events.put_nowait((self, p.Ended(self._key, None)))
+            raise
         except grpc.aio.AioRpcError as failure:
             error = stubs.error_of(failure, self._call)
         await self._put(p.Ended(self._key, error))
