@@ -256,7 +256,7 @@ class NodeRun:
             )
         self._refresh()
 
-    def on_hub_lost(self, since: float, problem: str) -> None:
+    def on_hub_lost(self, problem: str) -> None:
         """The hub does not answer; workers go on."""
         self._hub_problem = f"hub {self.status.hub_address} unreachable: {problem}"
         self._refresh()

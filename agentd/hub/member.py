@@ -71,8 +71,8 @@ class MemberListener(Protocol):
     def on_view(self, status: RunStatus) -> None:
         """The run as a whole has changed; the last one after `on_finished` has the final phase."""
 
-    def on_hub_lost(self, since: float, problem: str) -> None:
-        """The stream broke at this wall-clock time. Nothing needs to stop."""
+    def on_hub_lost(self, problem: str) -> None:
+        """The stream broke, and why. Nothing needs to stop."""
 
     def on_hub_found(self) -> None:
         """It is there again."""
@@ -331,7 +331,7 @@ class MemberSession:
         if not self._lost:
             self._lost = True
             log.warning("hub lost", extra={**self._who(), "problem": problem})
-            self._tell(self._listener.on_hub_lost, time.time(), problem)
+            self._tell(self._listener.on_hub_lost, problem)
 
     def _waited_too_long(self, problem: str) -> bool:
         now = _now()

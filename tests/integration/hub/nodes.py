@@ -164,7 +164,7 @@ class Node:
     def on_view(self, status: RunStatus) -> None:
         self.view = status
 
-    def on_hub_lost(self, since: float, problem: str) -> None:
+    def on_hub_lost(self, problem: str) -> None:
         self.log.append("hub lost")
 
     def on_hub_found(self) -> None:
