@@ -124,7 +124,7 @@ def leave(run_id: str, nodes: tuple[str, ...], grace: float | None, reason: str,
     """Take nodes out of the live RUN; the others go on with what is left."""
     from agentctl.show.talk import say
     from agentd.api import convert
-    from agentd.api.types import TERMINAL
+    from agentd.api.types import TERMINAL, Phase
     from agentd_client import Fleet
     from agentd_client.nodes import nodes_of
 
@@ -135,10 +135,11 @@ def leave(run_id: str, nodes: tuple[str, ...], grace: float | None, reason: str,
             names, grace=grace, reason=reason or f"agentctl leave of {caller.name()}"
         )
     for name, status in result.answers.items():
-        over = status.phase in TERMINAL
+        # A node that is not the hub knows of success from the hub alone; any other end may be its own.
+        whole = status.from_hub or status.phase is Phase.SUCCEEDED
         say(
-            f"node {name}: run {run_id} has ended: {status.phase}"
-            if over
+            f"node {name}: {'' if whole else 'its part of '}run {run_id} has ended: {status.phase}"
+            if status.phase in TERMINAL
             else f"node {name} leaves run {run_id}"
         )
     _write((convert.run_status_to_message(status) for status in result.answers.values()), values["output"])
