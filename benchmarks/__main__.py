@@ -29,7 +29,7 @@ def main() -> None:
         console.print("torchrun is not installed: its column stays empty (`make test-deps` installs it)")
     with tempfile.TemporaryDirectory(prefix="ab-") as name:
         root = Path(name)
-        # Standalone runs keep their state with the user's, torchrun its own below /tmp: here both go with the rest.
+        # Standalone runs keep state with the user's, torchrun below /tmp: here both go with the rest.
         os.environ["XDG_STATE_HOME"] = str(root / "state")
         os.environ["TMPDIR"] = name
         console.print("launch ...")
