@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Sequence
 
+from agentd.api.signals import signal_name
 from agentd.api.types import Failure
 from agentd.hub.ranks import missing
 from agentd.hub.state import MemberKey, RunState
@@ -18,7 +18,7 @@ def failure(what: Failure, node: str) -> str:
     if what.exit_code is not None:
         how = f"exited with code {what.exit_code}"
     elif what.signal is not None:
-        how = f"was killed by {_signal_name(what.signal)}"
+        how = f"was killed by {signal_name(what.signal)}"
     else:
         return f"{what.role} on node {node} failed: {what.message or 'no reason given'}"
     return f"rank {what.rank} (pid {what.pid}) on node {node} {how}"
@@ -84,10 +84,3 @@ def members(labels: Iterable[str]) -> str:
 def _names(state: RunState) -> dict[str, str]:
     keys: Iterable[MemberKey] = state.waiting
     return {key.node_id: state.nodes[key.node_id].name for key in keys}
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -6,11 +6,11 @@ An unreaped child keeps its pid, and with it its session and group ids, from bei
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from agentd.api.signals import signal_name
 from agentd.procs.waiter import Waiter
 
 POLL_S = 0.02
@@ -45,10 +45,7 @@ class ExitInfo:
         """For people: "exit code 3", "SIGKILL"."""
         if self.signal is None:
             return "unknown exit" if self.exit_code is None else f"exit code {self.exit_code}"
-        try:
-            return signal.Signals(self.signal).name
-        except ValueError:
-            return f"signal {self.signal}"
+        return signal_name(self.signal)
 
 
 def peek_exit(pid: int) -> ExitInfo | None:

@@ -133,14 +133,6 @@ def parse_signal(text: str) -> int:
         raise ValueError(f"{text!r} is no signal: give a number or a name such as USR1") from None
 
 
-def signal_name(number: int) -> str:
-    """A signal as people know it."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 def _number(text: str, what: str, lowest: int, highest: int) -> int:
     text = text.strip()
     if not (text.isascii() and text.isdigit()) or not lowest <= int(text) <= highest:

@@ -9,6 +9,7 @@ import click
 from agentctl import caller, flags
 from agentctl.hosts import resolve_nodes, split_nodes
 from agentctl.options import CONTEXT, Parsed, deadline_option, node_options, output_option
+from agentd.api.signals import signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -76,7 +77,7 @@ def signal(run_id: str, signum: int, ranks: tuple[int, ...] | None, **values: An
     with open_fleet(resolve_nodes(values["nodes"], values["hostfile"]), values["deadline"]) as fleet:
         result = fleet.find(run_id).signal(signum, ranks or ())
     got = sorted(rank for answer in result.answers.values() for rank in answer)
-    say(f"{flags.signal_name(signum)} sent to rank {ranks_text(got)}")
+    say(f"{signal_name(signum)} sent to rank {ranks_text(got)}")
     _write([service.SignalResponse(ranks=got)], values["output"])
     not_there = sorted(set(ranks or ()) - set(got))
     if not_there:

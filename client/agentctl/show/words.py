@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable
 
-from agentctl.flags import signal_name
+from agentd.api.signals import signal_name
 from agentd.api.types import Failure, NodeStatus, WorkerStatus
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
