@@ -14,7 +14,7 @@ from agentd_client.nodes import Node, by_name
 from agentd_client.plan import Plan, call_all
 from agentd_client.report import RunReport
 from agentd_client.retry import PAUSES, call_each
-from agentd_client.view import merge
+from agentd_client.view import merge, with_silent_nodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,8 @@ def tell(place: Place, timeout_s: float, pauses: Sequence[float] = PAUSES) -> Pl
         if status is not None:
             told[node.name] = status
     whole = merge(described, list(told.values()))
+    if not whole.from_hub:
+        whole = with_silent_nodes(whole, problems)
     told_already = {str(problem) for problem in problems.values()}
     if hub_problem is not None and not whole.from_hub and str(hub_problem) not in told_already:
         problems.setdefault(f"hub {whole.hub_address}", hub_problem)

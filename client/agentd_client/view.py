@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from agentd.api.types import TERMINAL, Failure, NodeStatus, RunStatus
+
+HEARSAY = "does not answer; this is what others last heard of it"
 
 
 def merge(described: RunStatus | None, told: Sequence[RunStatus]) -> RunStatus:
@@ -23,6 +25,19 @@ def merge(described: RunStatus | None, told: Sequence[RunStatus]) -> RunStatus:
         first_failure=(base.from_hub and base.first_failure)
         or _earliest(status.first_failure for status in (base, *nodes_say)),
         hub_address=base.hub_address or next((s.hub_address for s in nodes_say if s.hub_address), ""),
+    )
+
+
+def with_silent_nodes(status: RunStatus, silent: Collection[str]) -> RunStatus:
+    """Mark live nodes, by id, name or address, that do not answer while no hub vouches for them."""
+    return replace(
+        status,
+        nodes=tuple(
+            replace(node, detached=True, reason=HEARSAY)
+            if node.phase not in TERMINAL and not {node.node_id, node.name, node.address}.isdisjoint(silent)
+            else node
+            for node in status.nodes
+        ),
     )
 
 

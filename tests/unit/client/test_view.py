@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from agentd.api.types import Failure, GroupStatus, NodeStatus, Phase, RunStatus, WorkerState, WorkerStatus
-from agentd_client.view import merge
+from agentd_client.view import merge, with_silent_nodes
 
 
 def worker(rank: int, pid: int) -> WorkerStatus:
@@ -73,3 +73,13 @@ def test_the_first_failure_is_the_hubs_else_the_earliest_told() -> None:
     told = [status(first_failure=late), status(first_failure=early)]
     assert merge(None, told).first_failure == early
     assert merge(status(from_hub=True, first_failure=late), told).first_failure == late
+
+
+def test_a_node_that_does_not_answer_is_shown_as_hearsay_and_an_ended_one_as_it_ended() -> None:
+    told = status(node("a"), node("b"), node("c", phase=Phase.LOST))
+    shown = with_silent_nodes(told, {"b", "c"})
+    assert [(n.node_id, n.detached, "does not answer" in n.reason) for n in shown.nodes] == [
+        ("a", False, False),
+        ("b", True, True),
+        ("c", False, False),
+    ]
