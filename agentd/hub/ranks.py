@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from agentd.api.errors import InvalidSpec
 from agentd.api.targets import parse_target
@@ -78,7 +78,7 @@ def master_host(address: str) -> str:
 
 def missing(plan: RunPlan, nodes: Mapping[str, str], present: Sequence[MemberKey]) -> list[str]:
     """Names of listed members that are not among `present`; `nodes` gives each node id its name."""
-    there = {Member(nodes.get(key.node_id, key.node_id), key.role) for key in present}
+    there = _as_listed(nodes, present)
     return [plan.member_name(member.node, member.role) for member in plan.expected if member not in there]
 
 
@@ -89,9 +89,13 @@ def enough_may_come(state: RunState) -> bool:
         # Whoever likes may come, unless the run is one of a single node.
         return plan.max_members > len(plan.roles)
     names = {node_id: node.name for node_id, node in state.nodes.items()}
-    given_up = {Member(names.get(key.node_id, key.node_id), key.role) for key in state.out}
-    waiting = {Member(names.get(key.node_id, key.node_id), key.role) for key in state.waiting}
-    return len((plan.expected.keys() - given_up) | waiting) >= plan.min_members
+    may_come = plan.expected.keys() - _as_listed(names, state.out)
+    return len(may_come | _as_listed(names, state.waiting)) >= plan.min_members
+
+
+def _as_listed(nodes: Mapping[str, str], keys: Iterable[MemberKey]) -> set[Member]:
+    """Members by the names that a node list has for their nodes."""
+    return {Member(nodes.get(key.node_id, key.node_id), key.role) for key in keys}
 
 
 def _list_place(state: RunState, key: MemberKey) -> int:
