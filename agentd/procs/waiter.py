@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Protocol, TypeAlias, final
+from typing import Protocol, TypeAlias
 
 Callback: TypeAlias = Callable[[], object]
 Pump: TypeAlias = Callable[[float], "float | None"]
@@ -31,15 +31,22 @@ class HasFileno(Protocol):
 FileLike: TypeAlias = "int | HasFileno"
 
 
-@final
 class Waiter:
-    """Waits for many things at once. May return early: callers loop on their own condition."""
+    """Waits for many things at once. May return early: callers loop on their own condition.
+
+    Its time is `now()`. All that live in a waiter and decide by time ask it, so that a simulated waiter, whose
+    `now` and `wait` are overridden together, simulates them as well.
+    """
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._pumps: list[Pump] = []
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector.register(self._wake_read, selectors.EVENT_READ, (self._drain_wakes, None))
+
+    def now(self) -> float:
+        """The monotonic time, in seconds, that deadlines and pumps speak of."""
+        return time.monotonic()
 
     def add(self, fileobj: FileLike, callback: Callback | None, *, writable: Callback | None = None) -> None:
         """Call `callback` while `fileobj` is readable or hung up, and `writable` while it can be written.
@@ -71,7 +78,8 @@ class Waiter:
 
     def wait(self, deadline: float | None) -> None:
         """Serve what is due, waiting for it until the monotonic `deadline` at most (`None`: for ever)."""
-        timeout = _seconds_until(self._run_pumps(deadline))
+        until = self._run_pumps(deadline)
+        timeout = None if until is None else max(0.0, until - self.now())
         for key, events in self._selector.select(timeout):
             # An earlier callback of the batch may have removed or replaced this one.
             if self._selector.get_map().get(key.fd) is not key:
@@ -86,7 +94,7 @@ class Waiter:
     def wait_until(self, condition: Callable[[], bool], deadline: float | None) -> bool:
         """Serve until `condition()` holds or the deadline passes; tells whether it holds."""
         while not condition():
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and self.now() >= deadline:
                 return False
             self.wait(deadline)
         return True
@@ -132,7 +140,7 @@ class Waiter:
         self.close()
 
     def _run_pumps(self, deadline: float | None) -> float | None:
-        now = time.monotonic()
+        now = self.now()
         for pump in tuple(self._pumps):
             wish = pump(now)
             if wish is not None and (deadline is None or wish < deadline):
@@ -143,7 +151,3 @@ class Waiter:
         with contextlib.suppress(BlockingIOError):
             while len(os.read(self._wake_read, 4096)) == 4096:
                 pass
-
-
-def _seconds_until(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -8,16 +8,19 @@ decisions for all agents of the run. The agent finds out by looking; nothing has
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from agentd.api.states import WorkerState
 from agentd.core.assignment import Assignment
 from agentd.elastic.rendezvous.api import RendezvousInfo, RendezvousStateError, RendezvousStoreInfo
 
 if TYPE_CHECKING:
+    from agentd.elastic.agent.server.spec import WorkerSpec
     from agentd.elastic.multiprocessing.errors import ProcessFailure
     from agentd.elastic.utils.store import Store
+    from agentd.procs.waiter import Waiter
 
 
 class Verdict(enum.Enum):
@@ -77,6 +80,36 @@ class AssignedRendezvousInfo(RendezvousInfo):
         raise RendezvousStateError("this rendezvous hands out ranks itself and has no store")
 
 
+class RunEnded(Exception):
+    """The run as a whole is over, whatever the workers here do: the agent stops them and answers with this.
+
+    A coordinated handler may raise it from `next_rendezvous`, `on_failure`, `on_done` and `round_over`.
+    """
+
+    def __init__(
+        self, state: WorkerState, reason: str, failures: Mapping[int, ProcessFailure] | None = None
+    ) -> None:
+        """`failures` holds by global rank those this agent is to answer with, its own or others'."""
+        super().__init__(reason)
+        self.state = state
+        self.reason = reason
+        self.failures = failures or {}
+
+
+@runtime_checkable
+class AttachedRendezvous(Protocol):
+    """The further method of a handler that wants to know which agent it serves."""
+
+    def attach(
+        self, spec: WorkerSpec, waiter: Waiter, request_stop: Callable[[float | None], object]
+    ) -> None:
+        """Called on the thread of the agent's `run`, before anything else of it.
+
+        The handler waits in `waiter` from now on. `request_stop(grace_s)`, from any thread, stops the agent
+        (`None`: with its own grace).
+        """
+
+
 @runtime_checkable
 class CoordinatedRendezvous(Protocol):
     """The further methods of a handler that decides for all agents of a run.
@@ -88,7 +121,7 @@ class CoordinatedRendezvous(Protocol):
     the end of `run`.
 
     `next_rendezvous`, `on_failure` and `on_done` may wait. They do it in `wait` of the agent's own `Waiter`
-    (give both the same one): then the agent goes on stopping and reaping meanwhile, and a stop of the agent
+    (see `AttachedRendezvous`): then the agent goes on stopping and reaping meanwhile, and a stop of the agent
     ends the wait with `StopRequested`, which the handler lets pass.
     """
 

@@ -58,8 +58,9 @@ class StopRequest:
 class StopBox:
     """Where requests to stop arrive: from any thread, from signal handlers, more than once."""
 
-    def __init__(self, default_grace_s: float) -> None:
+    def __init__(self, default_grace_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._default_grace_s = default_grace_s
+        self._clock = clock
         # Only ever appended to, which is atomic: a lock could be held by the very code a signal interrupts.
         self._requests: list[StopRequest] = []
 
@@ -68,7 +69,7 @@ class StopBox:
         if grace_s is None:
             again = from_signal and any(request.from_signal for request in self._requests)
             grace_s = 0.0 if again else self._default_grace_s
-        deadline = time.monotonic() + grace_s
+        deadline = self._clock() + grace_s
         self._requests.append(StopRequest(signum, deadline, signum if from_signal else None))
 
     @property
