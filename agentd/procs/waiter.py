@@ -34,8 +34,8 @@ FileLike: TypeAlias = "int | HasFileno"
 class Waiter:
     """Waits for many things at once. May return early: callers loop on their own condition.
 
-    Its time is `now()`. All that live in a waiter and decide by time ask it, so that a simulated waiter, whose
-    `now` and `wait` are overridden together, simulates them as well.
+    Its time is `now()`. Who lives in a waiter and decides by time asks it, so that a simulated waiter, whose
+    `now` and `wait` are overridden together, simulates them all.
     """
 
     def __init__(self) -> None:

@@ -55,7 +55,7 @@ def test_a_later_stop_shortens_the_grace(rig: Rig) -> None:
 
     def stop_twice() -> None:
         agent.request_stop()
-        rig.when(lambda: agent._settling, lambda: agent.request_stop(grace=0.1))
+        rig.when(lambda: agent._stops.settling, lambda: agent.request_stop(grace=0.1))
 
     rig.when_file("up", stop_twice)
     assert agent.run().state is WorkerState.STOPPED
@@ -70,7 +70,7 @@ def test_a_stop_during_a_restarts_stop_shortens_that_too(rig: Rig) -> None:
         restarts=5,
         grace=600,
     )
-    rig.when(lambda: agent._settling, lambda: agent.request_stop(grace=0.1))
+    rig.when(lambda: agent._stops.settling, lambda: agent.request_stop(grace=0.1))
     assert agent.run().state is WorkerState.STOPPED
     assert rig.rendezvous.rounds == 1
     assert rig.rendezvous.calls[-1] == "gone 1"
@@ -140,7 +140,7 @@ def test_a_second_signal_leaves_no_grace(rig: Rig) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     rig.when_file("up", interrupt)
-    rig.when(lambda: agent._settling, interrupt)
+    rig.when(lambda: agent._stops.settling, interrupt)
     with pytest.raises(SignalException):
         agent.run()
     assert rig.rendezvous.exits[0].signal == signal.SIGKILL

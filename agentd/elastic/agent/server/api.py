@@ -6,21 +6,21 @@ worker or a message ends any wait at once; `monitor_interval` is only the longes
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from agentd.api.states import WorkerState
 from agentd.elastic.agent.server import ranks
+from agentd.elastic.agent.server.decisions import AloneDecisions, Decisions, SharedDecisions
 from agentd.elastic.agent.server.spec import RunResult, Worker, WorkerGroup, WorkerSpec
 from agentd.elastic.agent.server.stopping import (
-    StopBox,
+    StopControl,
     StopRequest,
     StopRequested,
     handling,
@@ -28,10 +28,12 @@ from agentd.elastic.agent.server.stopping import (
 )
 from agentd.elastic.multiprocessing.api import SignalException
 from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
-from agentd.elastic.rendezvous.api import RendezvousGracefulExitError, RendezvousInfo
+from agentd.elastic.rendezvous.api import RendezvousGracefulExitError
 from agentd.elastic.rendezvous.coordinated import (
     AssignedRendezvousInfo,
+    AttachedRendezvous,
     CoordinatedRendezvous,
+    RunEnded,
     Verdict,
 )
 from agentd.elastic.utils.store import Store, barrier
@@ -60,9 +62,11 @@ class ElasticAgent(ABC):
 
     @abstractmethod
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
-        """Run the workers to their end.
+        """Run the workers to their end, and answer how that was.
 
-        Raises `SignalException` when a signal to this process stopped it.
+        `role` is torch's and changes nothing: the spec names the role. Raises `SignalException` when a signal
+        to this process stopped it, `UnkillableWorkers` when the kernel keeps workers that SIGKILL should have
+        ended, and whatever rendezvous and start raise.
         """
 
     @abstractmethod
@@ -74,7 +78,8 @@ class SimpleElasticAgent(ElasticAgent):
     """The life of a group: rendezvous, start, watch, restart, stop.
 
     A subclass says what a worker is, by `_start_workers`, `_stop_workers`, `_monitor_workers` and
-    `_shutdown`. Those that wait do it in `self._waiter`.
+    `_shutdown`. Those that wait do it in `self._waiter`. The private members have torch's names and
+    meanings; docs/extending.md builds an agent on them.
     """
 
     def __init__(
@@ -86,25 +91,33 @@ class SimpleElasticAgent(ElasticAgent):
         waiter: Waiter | None = None,
         signals: Sequence[signal.Signals] | None = None,
     ) -> None:
-        """`signals` stop the agent when `run` is on the main thread; by default those of torch."""
+        """Make an agent for one run; nothing is started yet.
+
+        `exit_barrier_timeout`: seconds to wait for other agents' workers after success, where the rendezvous
+        does not coordinate. `shutdown_timeout`: seconds that workers which are stopped may take before they
+        are killed. `signals` stop the agent when `run` is on the main thread; by default those of torch.
+        `waiter`: given, the agent lives in it and leaves it open.
+        """
         self._worker_group = WorkerGroup(spec)
+        self._max_restarts = spec.max_restarts
         self._remaining_restarts = spec.max_restarts
         self._exit_barrier_timeout = exit_barrier_timeout
         self._shutdown_timeout = shutdown_timeout
-        self._restart_count = 0
-        self._max_restarts = spec.max_restarts
+        self._total_execution_time = 0
+        """Whole seconds that `run` has taken."""
+        self._in_exit_barrier = False
         self._signals = signals
         self._given_waiter = waiter
         self._live_waiter = waiter
+        self._stops = StopControl(shutdown_timeout, self._hasten_stop, self._now)
+        self._open_round: int | None = None  # the round that may have processes here
         handler = spec.rdzv_handler
         self._coordinated = handler if isinstance(handler, CoordinatedRendezvous) else None
-        self._stops = StopBox(shutdown_timeout)
-        self._seen_stop: StopRequest | None = None
-        self._open_round: int | None = None  # the round that may have processes here
-        self._failed_round: int | None = None  # the round whose failure here was told
-        self._settling = False  # workers are being stopped: a stop shortens that and interrupts nothing
-        self._in_foreign_wait = False  # code that knows no Waiter runs: only an exception can end it
-        self._next_look = 0.0
+        self._decisions: Decisions = (
+            SharedDecisions(handler, self._coordinated)
+            if self._coordinated is not None
+            else AloneDecisions(spec, self._exit_barrier, self._stops.foreign_code, self._now)
+        )
 
     # What a subclass provides.
 
@@ -147,16 +160,19 @@ class SimpleElasticAgent(ElasticAgent):
 
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
         signals = signals_to_handle() if self._signals is None else self._signals
-        waiter = self._waiter
+        waiter, began = self._waiter, self._now()
         try:
-            with handling(signals, self._on_signal), waiter.woken_by_signals():
-                waiter.add_pump(self._stop_pump)
-                return self._run_and_clean_up(role)
+            with handling(signals, self._stops.on_signal), waiter.woken_by_signals():
+                waiter.add_pump(self._stops.pump)
+                self._attach_rendezvous()
+                result = self._run_and_clean_up(role)
         finally:
-            waiter.remove_pump(self._stop_pump)
+            self._total_execution_time = int(self._now() - began)
+            waiter.remove_pump(self._stops.pump)
             if self._given_waiter is None:
                 self._live_waiter = None
                 waiter.close()
+        return result
 
     def _own_failures(self) -> Mapping[int, ProcessFailure]:
         """By global rank, those of the newest round that failed by themselves, also if that was in doubt."""
@@ -165,8 +181,12 @@ class SimpleElasticAgent(ElasticAgent):
     # The life of the group.
 
     def _run_and_clean_up(self, role: str) -> RunResult:
+        group = self._worker_group
         try:
             return self._invoke_run(role)
+        except RunEnded as ended:
+            group.state = ended.state
+            return RunResult(ended.state, failures=ended.failures, reason=ended.reason)
         except RendezvousGracefulExitError as error:
             log.info("not needed in this run: %s", error)
             return RunResult(WorkerState.SUCCEEDED)
@@ -175,7 +195,7 @@ class SimpleElasticAgent(ElasticAgent):
                 self._stops.put(None, stop.sigval, from_signal=True)
         finally:
             self._end_round_for_good()
-        self._worker_group.state = WorkerState.STOPPED
+        group.state = WorkerState.STOPPED
         request = self._stops.request
         signalled = request.as_error() if request else None
         if signalled is not None:
@@ -190,34 +210,37 @@ class SimpleElasticAgent(ElasticAgent):
             result = self._monitor_workers(group)
             group.state = result.state
             if result.state is WorkerState.SUCCEEDED:
-                if self._all_succeeded():
+                if self._decisions.done(group.round) is Verdict.END:
                     return result
                 self._restart_workers(group)
             elif result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
-                if not self._may_restart(result):
+                verdict = self._decisions.failed(group.round, result, self._remaining_restarts)
+                if verdict is Verdict.END:
                     self._stop_round(group)
                     group.state = WorkerState.FAILED
                     return replace(result, state=WorkerState.FAILED)
+                # Where the rendezvous counts, its next round brings the true number.
+                self._remaining_restarts = max(0, self._remaining_restarts - 1)
                 self._restart_workers(group)
             elif result.state is not WorkerState.HEALTHY:
                 raise RuntimeError(f"worker group {group.spec.role!r} is in state {result.state}")
-            elif self._round_is_over():
+            elif self._decisions.round_over():
                 self._restart_workers(group)
             else:
                 # Last, not first: what happened during the start is not announced again.
-                self._waiter.wait(time.monotonic() + group.spec.monitor_interval)
+                self._waiter.wait(self._now() + group.spec.monitor_interval)
 
     def _initialize_workers(self, worker_group: WorkerGroup) -> None:
         """Meet the others and start the workers."""
         while True:
-            self._check_stop()
+            self._stops.check()
             self._rendezvous(worker_group)
-            self._check_stop()
+            self._stops.check()
             self._open_round = worker_group.round
             try:
                 ids = self._start_workers(worker_group)
             except OSError as error:
-                if not self._may_start_again(error):
+                if self._decisions.not_started(worker_group.round, error) is Verdict.END:
                     raise
                 self._stop_round(worker_group)
                 continue
@@ -235,17 +258,17 @@ class SimpleElasticAgent(ElasticAgent):
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         """Meet the others of the run and take a place among them."""
         spec = worker_group.spec
-        info = self._next_rendezvous()
+        info = self._decisions.next_rendezvous()
         if isinstance(info, AssignedRendezvousInfo):
             place = info.assignment
-            workers = ranks.workers_from(ranks.assigned_bases(place), spec.local_world_size)
-            self._restart_count, self._max_restarts = place.restart_count, place.max_restarts
+            self._max_restarts = place.max_restarts
+            self._remaining_restarts = place.max_restarts - place.restart_count
             worker_group.round, worker_group.store = place.round, None
+            workers = ranks.workers_from(ranks.assigned_bases(place), spec.local_world_size)
         else:
-            workers = self._assign_worker_ranks(info.store, info.rank, info.world_size, spec)
-            self._restart_count = spec.max_restarts - self._remaining_restarts
             worker_group.round += 1
             worker_group.store = info.store
+            workers = self._assign_worker_ranks(info.store, info.rank, info.world_size, spec)
         worker_group.workers = workers
         worker_group.group_rank = info.rank
         worker_group.group_world_size = info.world_size
@@ -259,7 +282,7 @@ class SimpleElasticAgent(ElasticAgent):
         if os.environ.get(IDENTICAL_VARIABLE) == "1":
             bases = ranks.identical_bases(group_rank, group_world_size, spec.local_world_size)
         else:
-            with self._foreign_wait():
+            with self._stops.foreign_code():
                 bases = ranks.exchanged_bases(store, group_rank, group_world_size, spec, self._waiter)
         return ranks.workers_from(bases, spec.local_world_size)
 
@@ -268,98 +291,65 @@ class SimpleElasticAgent(ElasticAgent):
         group = self._worker_group
         if group.store is None or group.group_world_size is None:
             return
+        self._in_exit_barrier = True
         try:
-            with self._foreign_wait():
+            with self._stops.foreign_code():
                 timeout_s = self._exit_barrier_timeout
-                barrier(group.store, group.group_world_size, TERMINAL_STATE_KEY, timeout_s, self._waiter)
+                barrier(
+                    group.store, group.group_world_size, TERMINAL_STATE_KEY, timeout_s, waiter=self._waiter
+                )
         except SignalException:
             raise
         except Exception as error:  # noqa: BLE001  our workers did succeed, whatever becomes of the others
             log.warning("exit barrier: %s", error)
+        finally:
+            self._in_exit_barrier = False
 
-    # Decisions: by the rendezvous where it coordinates, else alone, as torch does.
+    @property
+    def _restart_count(self) -> int:
+        """Restarts so far: TORCHELASTIC_RESTART_COUNT."""
+        return self._max_restarts - self._remaining_restarts
 
-    def _all_succeeded(self) -> bool:
-        """Whether the run is over, now that all workers here succeeded."""
-        if self._coordinated is not None:
-            return self._coordinated.on_done(self._worker_group.round) is Verdict.END
-        self._exit_barrier()
-        return True
-
-    def _may_restart(self, result: RunResult) -> bool:
-        if self._coordinated is not None:
-            self._failed_round = self._worker_group.round
-            verdict = self._coordinated.on_failure(self._worker_group.round, result.failures, result.reason)
-            return verdict is Verdict.RESTART
-        if self._remaining_restarts == 0:
-            return False
-        self._remaining_restarts -= 1
-        return True
-
-    def _may_start_again(self, error: OSError) -> bool:
-        if self._coordinated is None:
-            return False
-        self._failed_round = self._worker_group.round
-        return self._coordinated.on_failure(self._worker_group.round, {}, str(error)) is Verdict.RESTART
-
-    def _round_is_over(self) -> bool:
-        """Whether the running round must go, for a reason that costs no restart."""
-        if self._coordinated is not None:
-            return self._coordinated.round_over()
-        now = time.monotonic()
-        if now < self._next_look:
-            return False
-        self._next_look = now + self._worker_group.spec.monitor_interval
-        with self._foreign_wait():
-            return self._worker_group.spec.rdzv_handler.num_nodes_waiting() > 0
-
-    # Waiting and stopping.
-
-    def _next_rendezvous(self) -> RendezvousInfo:
-        handler = self._worker_group.spec.rdzv_handler
-        if self._coordinated is not None:
-            return handler.next_rendezvous()
-        with self._foreign_wait():
-            return handler.next_rendezvous()
+    # The end of a round, and of all.
 
     def _stop_round(self, worker_group: WorkerGroup) -> None:
-        with self._settled():
+        with self._stops.settled():
             self._stop_workers(worker_group)
-            self._tell_late_failure()
             self._tell_round_gone()
 
     def _end_round_for_good(self) -> None:
         request = self._stops.request
-        with self._settled():
+        with self._stops.settled():
             if request is None:
                 self._shutdown(timeout=self._shutdown_timeout)
             else:
-                grace_s = max(0.0, request.deadline - time.monotonic())
+                grace_s = max(0.0, request.deadline - self._now())
                 self._shutdown(signal.Signals(request.signal), timeout=grace_s)
-            self._tell_late_failure()
             self._tell_round_gone()
-
-    def _tell_late_failure(self) -> None:
-        round_, request = self._open_round, self._stops.request
-        if self._coordinated is None or round_ is None or round_ == self._failed_round:
-            return
-        if request is not None and request.from_signal is not None:
-            # Who signals this process means the whole node, its workers too.
-            return
-        if failures := self._own_failures():
-            self._failed_round = round_
-            self._coordinated.on_late_failure(round_, failures)
 
     def _tell_round_gone(self) -> None:
         gone, self._open_round = self._open_round, None
-        if gone is not None and self._coordinated is not None:
-            self._coordinated.on_round_gone(gone)
+        if gone is None:
+            return
+        request = self._stops.request
+        # Who signals this process means the whole node, its workers too: their ends are no failures.
+        if request is None or request.from_signal is None:
+            self._decisions.failed_late(gone, self._own_failures())
+        self._decisions.gone(gone)
+
+    # Waiting.
+
+    def _attach_rendezvous(self) -> None:
+        handler = self._worker_group.spec.rdzv_handler
+        if isinstance(handler, AttachedRendezvous):
+            handler.attach(self._worker_group.spec, self._waiter, self.request_stop)
 
     def _grace_deadline(self) -> float:
-        """Until when workers that are stopped now may take."""
-        usual = time.monotonic() + self._shutdown_timeout
-        request = self._stops.request
-        return usual if request is None else min(usual, request.deadline)
+        """Until when, on the waiter's clock, workers that are stopped now may take."""
+        return self._stops.grace_deadline()
+
+    def _now(self) -> float:
+        return time.monotonic() if self._live_waiter is None else self._live_waiter.now()
 
     @property
     def _waiter(self) -> Waiter:
@@ -367,39 +357,3 @@ class SimpleElasticAgent(ElasticAgent):
         if self._live_waiter is None:
             self._live_waiter = Waiter()
         return self._live_waiter
-
-    def _check_stop(self) -> None:
-        if self._stops.request is not None:
-            raise StopRequested
-
-    def _stop_pump(self, _now: float) -> None:
-        request = self._stops.request
-        if request is None or request == self._seen_stop:
-            return
-        if not self._settling:
-            raise StopRequested
-        self._seen_stop = request
-        self._hasten_stop(request)
-
-    def _on_signal(self, signum: int) -> None:
-        self._stops.put(None, signum, from_signal=True)
-        request = self._stops.request
-        error = request.as_error() if request else None
-        if self._in_foreign_wait and not self._settling and error is not None:
-            raise error
-
-    @contextlib.contextmanager
-    def _settled(self) -> Iterator[None]:
-        before, self._settling = self._settling, True
-        try:
-            yield
-        finally:
-            self._settling = before
-
-    @contextlib.contextmanager
-    def _foreign_wait(self) -> Iterator[None]:
-        self._in_foreign_wait = True
-        try:
-            yield
-        finally:
-            self._in_foreign_wait = False

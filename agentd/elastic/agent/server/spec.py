@@ -6,36 +6,55 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentd.api.states import WorkerState
 from agentd.elastic.multiprocessing.errors import ProcessFailure
 from agentd.elastic.rendezvous.api import RendezvousHandler
 from agentd.elastic.utils.store import Store
 
+if TYPE_CHECKING:
+    from agentd.elastic.numa import NumaOptions  # type: ignore[import-not-found,unused-ignore]
+
 
 @dataclass
 class WorkerSpec:
-    """One kind of worker: what to run, how often on this node, and how its agents meet.
+    """One kind of worker: what to run, how often on this node, and how its agents meet. Fields are torch's.
 
-    The program is a path or a name looked up on PATH; `${local_rank}` in a text argument is replaced for
-    each worker. `fn` is the deprecated name of `entrypoint`.
+    Raises AssertionError for a size or interval that is not positive, and without an entrypoint.
     """
 
     role: str
+    """The name of this kind of worker: ROLE_NAME of its workers, and in logs, events and metrics."""
     local_world_size: int
+    """Workers on this node."""
     rdzv_handler: RendezvousHandler
+    """How this agent meets those of other nodes: one of ours, torch's, or your own."""
     fn: Callable[..., Any] | None = None
+    """The deprecated name of `entrypoint`."""
     entrypoint: Callable[..., Any] | str | None = None
+    """A function, or a program as its path or its name on PATH."""
     args: tuple[Any, ...] = ()
+    """Its arguments; `${local_rank}` in texts among them is replaced for each worker."""
     max_restarts: int = 3
+    """How many failed rounds are followed by another one. A change of membership is no failure."""
     monitor_interval: float = 0.1
     """Seconds between two looks at what cannot announce itself; what can is acted on at once."""
     master_port: int | None = None
+    """MASTER_PORT of the workers; by default what the rendezvous offers."""
     master_addr: str | None = None
-    """Given, these two override what the rendezvous offers."""
+    """MASTER_ADDR of the workers; by default what the rendezvous offers."""
     local_addr: str | None = None
-    virtual_local_rank: bool = field(default=False, kw_only=True)
+    """This node's address. The agent does not read it; it is here for rendezvous handlers."""
+    event_log_handler: str = "null"
+    """Where the agent's events go (see `agentd.elastic.events`)."""
+    numa_options: NumaOptions | None = None
+    """Which CPUs workers are bound to; torch's own options serve too. By default none."""
+    duplicate_stdout_filters: list[str] | None = None
+    """Lines of stdout that contain one of these texts are copied to one file for all workers of a round."""
+    duplicate_stderr_filters: list[str] | None = None
+    """The same for stderr."""
+    virtual_local_rank: bool = False
     """Every worker sees LOCAL_RANK 0 and one device."""
 
     def __post_init__(self) -> None:
@@ -44,7 +63,7 @@ class WorkerSpec:
             self.entrypoint = self.fn
         assert self.local_world_size > 0, f"local_world_size must be positive, is {self.local_world_size}"
         assert self.monitor_interval > 0, f"monitor_interval must be positive, is {self.monitor_interval}"
-        assert self.entrypoint, "entrypoint is missing: give a program"
+        assert self.entrypoint, "entrypoint is missing: give a function or a program"
 
     def get_entrypoint_name(self) -> str:
         """The program's or function's name, for people."""
@@ -67,12 +86,17 @@ class Worker:
         role_world_size: int = -1,
     ) -> None:
         self.id: Any = None
-        """What `_start_workers` answered for it: a pid with the local agent."""
+        """What `_start_workers` answered for it: a pid with the local agent. None before."""
         self.local_rank = local_rank
+        """Its number among the workers of this agent, from 0."""
         self.global_rank = global_rank
+        """Its number among all workers of the round; -1 before a round is formed, as all that follow."""
         self.role_rank = role_rank
+        """Its number among the workers of its role."""
         self.world_size = world_size
+        """How many workers the round has."""
         self.role_world_size = role_world_size
+        """How many of them have its role."""
 
     def __str__(self) -> str:
         return (
@@ -100,14 +124,21 @@ class WorkerGroup:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
+        """What the workers are."""
         self.workers = [Worker(local_rank=local_rank) for local_rank in range(spec.local_world_size)]
+        """One for each local rank, in their order."""
         self.store: Store | None = None
         """`None` where the rendezvous hands out ranks itself."""
         self.group_rank: int | None = None
+        """This agent's number among the agents of the round."""
         self.group_world_size: int | None = None
+        """How many agents the round has."""
         self.state = WorkerState.INIT
+        """How the workers were at the last look."""
         self.master_addr: str | None = None
+        """Where the workers meet."""
         self.master_port: int | None = None
+        """The port there."""
         self.round = 0
         """Grows with each rendezvous; the rendezvous' own number where it gives one."""
 
@@ -117,7 +148,9 @@ class RunResult:
     """How a group stands, or how a run ended; both maps are by global rank."""
 
     state: WorkerState
+    """SUCCEEDED, FAILED or STOPPED at the end of a run."""
     return_values: Mapping[int, Any] = field(default_factory=dict)
+    """What the functions returned; None for programs."""
     failures: Mapping[int, ProcessFailure] = field(default_factory=dict)
     """Workers that failed by themselves. Those the agent stopped are never among them."""
     reason: str = ""
