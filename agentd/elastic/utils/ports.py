@@ -1,0 +1,103 @@
+"""A port that is found free and stays so, and the address under which others reach this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+
+__all__ = ["HeldPort", "hold_with", "own_address"]
+
+
+class HeldPort:
+    """A free TCP port, bound with SO_REUSEADDR and not listening.
+
+    `bind(0)` of others never gets it, and who binds it with SO_REUSEADDR, as TCPStore does, gets it. Close it
+    when nobody is to listen there any more.
+    """
+
+    def __init__(self) -> None:
+        self._socket = _bound_socket()
+        self.number: int = self._socket.getsockname()[1]
+        """The port's number."""
+
+    def close(self) -> None:
+        """Let go of the port; a second time does nothing."""
+        self._socket.close()
+
+
+_holds: weakref.WeakKeyDictionary[object, weakref.finalize[[], object]] = weakref.WeakKeyDictionary()
+
+
+def hold_with(owner: object, port: HeldPort) -> None:
+    """Hold a port for as long as `owner` lives, or until another one is held with it."""
+    former = _holds.get(owner)
+    _holds[owner] = weakref.finalize(owner, port.close)
+    if former is not None:
+        former()
+
+
+def own_address() -> str:
+    """The name or address of this machine to give to others.
+
+    Its full name where that leads to more than itself; else, where it does not resolve or means the loopback
+    as many a hosts file has it, the address of the default route; without a route, the name all the same.
+    """
+    import socket
+
+    name = socket.getfqdn()
+    return name if _is_reachable(name) else _route_address() or name
+
+
+def _is_reachable(name: str) -> bool:
+    import ipaddress
+    import socket
+
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return not any(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
+
+
+def _route_address() -> str:
+    import socket
+
+    # Nothing is sent: connecting a datagram socket only asks the kernel for the way.
+    for family, far_away in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((far_away, 9))
+            return str(probe.getsockname()[0])
+    return ""
+
+
+def _bound_socket() -> socket.socket:
+    import socket
+
+    try:
+        return _bound(socket.AF_INET6, "::")
+    except OSError as error:
+        # No IPv6 in this kernel or namespace; anything else would fail below too.
+        if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT):
+            raise
+        return _bound(socket.AF_INET, "0.0.0.0")
+
+
+def _bound(family: socket.AddressFamily, host: str) -> socket.socket:
+    import socket
+
+    held = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # Both families: who listens there may bind either.
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        held.bind((host, 0))
+    except OSError:
+        held.close()
+        raise
+    return held
