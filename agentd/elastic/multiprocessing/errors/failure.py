@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 NOT_AVAILABLE = "<N/A>"
 MAX_ERROR_FILE_BYTES = 1 << 20
+_MAX_TIMESTAMP = 253402300799 - 86400  # no year of five digits, in any time zone
 
 
 @dataclass
@@ -41,14 +43,14 @@ class ProcessFailure:
 
     def __post_init__(self) -> None:
         now, monotonic_now = time.time(), time.monotonic()
-        report, written_at = _read_report(self.error_file)
+        report, written_at = read_report(self.error_file)
         if report is None:
             self.error_file = NOT_AVAILABLE
-            report = {"message": "<NONE>"}
-            self.message = self._message_without_report()
+            report = self._report_without_file()
+            self.message = self._message_without_report("no error file")
             self.timestamp = int(self.exited_at)
         else:
-            self.message = report["message"]
+            self.message = report["message"] or self._message_without_report("an empty report")
             self.timestamp = _timestamp_of(report, int(self.exited_at))
         self.error_file_data = report
         moment = min(self.exited_at, written_at or self.exited_at)
@@ -76,18 +78,31 @@ class ProcessFailure:
         """The last lines the worker wrote to stderr, at most `limit` bytes of them."""
         return _tail(self.stderr_file, limit)
 
-    def _message_without_report(self) -> str:
+    def _report_without_file(self) -> dict[str, Any]:
+        if self.exitcode < 0:
+            return {"message": "<NONE>"}
+        traits = {"category": "system_terminated_error", "retryability": "False"}
+        return {"message": "<NONE>", "errorTraits": traits}
+
+    def _message_without_report(self, left: str) -> str:
         if self.exitcode < 0:
             return f"Signal {-self.exitcode} ({self.signal_name()}) received by PID {self.pid}"
-        return f"PID {self.pid} ended with exit code {self.exitcode} and left no error file"
+        return f"PID {self.pid} ended with exit code {self.exitcode} and left {left}"
 
 
-def _read_report(path: str) -> tuple[dict[str, Any] | None, float]:
-    """What the worker reported and when it wrote that; `None` without a file."""
+def read_report(path: str) -> tuple[dict[str, Any] | None, float]:
+    """What the error file says and when it was written; `None` without a file.
+
+    What is no report becomes one whose message says so.
+    """
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_ERROR_FILE_BYTES + 1)
-            written_at = os.fstat(file.fileno()).st_mtime
+        # Not blocking: a pipe of that name must not hold its reader.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                return None, 0.0
+            data, written_at = file.read(MAX_ERROR_FILE_BYTES + 1), status.st_mtime
     except (OSError, ValueError):
         return None, 0.0
     return _parse_report(data), written_at
@@ -114,7 +129,8 @@ def _timestamp_of(report: dict[str, Any], default: int) -> int:
     message = report["message"]
     extra = message.get("extraInfo") if isinstance(message, dict) else report
     try:
-        return int(extra["timestamp"]) if isinstance(extra, dict) else default
+        stamp = int(extra["timestamp"]) if isinstance(extra, dict) else default
+        return stamp if 0 <= stamp <= _MAX_TIMESTAMP else default
     except (KeyError, TypeError, ValueError, OverflowError):
         return default
 
