@@ -14,7 +14,7 @@ PYTEST    = $(BIN)/python -m pytest $(ARGS)
 PARALLEL  = -n $(WORKERS) --dist worksteal
 STAGE     = $(BIN)/python tools/stage.py
 
-.PHONY: help compiled venv proto gates unit integration e2e test demo bench soak test-deps clean
+.PHONY: help compiled venv proto docs gates unit integration e2e test demo bench soak test-deps clean
 
 help:  ## show what can be made
 	@echo "agentd: make <target>   (PYTHON=python3.12 picks an interpreter, ARGS='-k name' reaches pytest)"
@@ -30,12 +30,16 @@ $(STAMP): pyproject.toml tools/venv.py
 proto:  ## regenerate agentd/v1 from proto/ with the pinned old tools of .venv-proto
 	@$(PYTHON) tools/protogen.py
 
-gates: venv  ## format, lint, types, import contracts, fresh stubs, proto lint
+docs: venv  ## make docs/api.md from the docstrings of agentd.elastic
+	@$(BIN)/python -m tools.apidoc
+
+gates: venv  ## format, lint, types, import contracts, fresh stubs and docs, proto lint
 	@$(STAGE) "ruff format" -- $(BIN)/ruff format --check --quiet .
 	@$(STAGE) "ruff lint" -- $(BIN)/ruff check --quiet .
 	@$(STAGE) "mypy" -- $(BIN)/mypy
 	@$(STAGE) "import contracts" -- $(BIN)/lint-imports
 	@$(STAGE) "fresh stubs" -- $(BIN)/python tools/protogen.py --check
+	@$(STAGE) "fresh api docs" -- $(BIN)/python -m tools.apidoc --check
 	@$(STAGE) "buf lint" -- $(BIN)/python tools/buflint.py
 
 # Where Python may not write bytecode (PYTHONDONTWRITEBYTECODE), every process would compile all of it again.

@@ -1,0 +1,134 @@
+"""Every public name of the elastic library says what it is, and docs/api.md is made of that."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+from tools import apidoc
+from tools.apisource import ApiError, Source, says_something, undocumented
+
+SHOP = '''
+"""A shop."""
+from dataclasses import dataclass, field
+from shop.parts import Till, open_shop
+
+__all__ = ["LIMIT", "Basket", "Till", "open_shop"]
+
+LIMIT: int = 3
+"""The most goods of a basket."""
+
+@dataclass(kw_only=True)
+class Basket(Till):
+    """What a customer carries to the `Till`; see `Basket.add`."""
+
+    goods: list[str] = field(default_factory=list)
+    """In the order they came."""
+    owner: str
+    """The owner."""
+
+    def add(self, good: str = LIMIT, /, *more: str) -> None: ...
+    def ring(self) -> None: ...
+    def _own(self) -> None: ...
+'''
+PARTS = '''
+from abc import abstractmethod
+
+class Till:
+    """Where one pays."""
+
+    def __init__(self, drawer: str) -> None:
+        """`drawer`: its name."""
+        self.drawer = drawer
+
+    @abstractmethod
+    def ring(self) -> None:
+        """Make a sound.
+
+        A loud one.
+        """
+
+    @abstractmethod
+    def _count(self) -> int: ...
+
+def open_shop(): ...
+'''
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Source:
+    """A package of one public and one internal module."""
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop/__init__.py").write_text(SHOP)
+    (tmp_path / "shop/parts.py").write_text(PARTS)
+    return Source(tmp_path, "shop")
+
+
+def test_every_public_name_of_the_library_says_what_it_is() -> None:
+    assert undocumented(Source()) == []
+
+
+def test_what_the_source_shows_is_what_python_imports() -> None:
+    source = Source()
+    for module in source.public_modules:
+        loaded = importlib.import_module(module.name)
+        assert tuple(loaded.__all__) == module.exports
+        for name in module.exports or ():
+            found, entry = getattr(loaded, name), source.entry(module, name)
+            if inspect.isclass(found):
+                assert (entry.kind, entry.module.name) == ("class", found.__module__), name
+                assert set(vars(found)) >= {m.name for m in entry.members if m.signature is not None}, name
+
+
+@pytest.mark.parametrize(
+    ("name", "doc"),
+    [("run_id", ""), ("run_id", "The run's id."), ("RunResult", "The run result"), ("names", "A name.")],
+)
+def test_a_repeated_name_is_no_docstring(name: str, doc: str) -> None:
+    assert not says_something(name, doc)
+    assert says_something(name, doc + " Unique in the fleet.")
+
+
+def test_what_lacks_a_docstring_is_named_with_its_line(shop: Source) -> None:
+    assert undocumented(shop) == [
+        "shop/__init__.py:17: Basket.owner",
+        "shop/__init__.py:20: Basket.add",
+        "shop/parts.py:19: Till._count",
+        "shop/parts.py:21: open_shop",
+        "shop/parts.py:9: Till.drawer",
+    ]
+
+
+def test_the_page_shows_signatures_members_and_links(shop: Source) -> None:
+    page = apidoc.render(shop)
+    assert "class Basket(*, goods: list[str] = [], owner: str)" in page
+    assert "**`add(good: str = 3, /, *more: str) -> None`**" in page
+    assert (
+        "What a customer carries to the [`Till`](#shop.Till); see [`Basket.add`](#shop.Basket.add)." in page
+    )
+    assert "LIMIT: int = 3" in page
+    assert "**`_count() -> int`** *(abstract)*" in page, "who extends a class must know its abstract methods"
+    assert "_own" not in page
+
+
+def test_an_override_without_words_keeps_the_promise_of_its_base(shop: Source) -> None:
+    basket = apidoc.render(shop).partition("### `Basket`")[2].partition("### `Till`")[0]
+    assert "**`ring() -> None`**: Make a sound.\n\n  A loud one." in basket
+
+
+def test_a_changed_docstring_makes_the_page_stale(shop: Source, tmp_path: Path) -> None:
+    page = tmp_path / "api.md"
+    assert apidoc.stale(page, shop)
+    page.write_text(apidoc.render(shop))
+    assert not apidoc.stale(page, Source(tmp_path, "shop"))
+    (tmp_path / "shop/parts.py").write_text(PARTS.replace("loud", "soft"))
+    assert apidoc.stale(page, Source(tmp_path, "shop"))
+
+
+def test_an_export_that_nothing_defines_is_an_error_that_names_it(shop: Source, tmp_path: Path) -> None:
+    (tmp_path / "shop/parts.py").write_text(PARTS.replace("open_shop", "close_shop"))
+    with pytest.raises(ApiError, match=r"shop\.open_shop"):
+        apidoc.render(Source(tmp_path, "shop"))
