@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import timeit
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -184,7 +185,7 @@ def test_torch_calls_the_same_function_the_same(kept: Kept) -> None:
     names: list[str] = []
 
     class TorchKept(torch_metrics.MetricHandler):
-        def emit(self, metric_data: MetricData) -> None:
+        def emit(self, metric_data: Any) -> None:
             names.append(metric_data.name)
 
     torch_metrics.configure(TorchKept())
