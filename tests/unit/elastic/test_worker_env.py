@@ -53,13 +53,18 @@ def test_macros_touch_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("0", {0: 0, 1: 0, 2: 0}), ("3", {0: 3, 1: 3, 2: 3}), ("1:2,0:1", {0: 1, 1: 2, 2: 0})],
+    [
+        ("0", {0: 0, 1: 0, 2: 0}),
+        ("3", {0: 3, 1: 3, 2: 3}),
+        ("1:2,0:1", {0: 1, 1: 2, 2: 0}),
+        ("10:3,2:1", {0: 0, 1: 0, 2: 1}),
+    ],
 )
 def test_streams_by_rank(text: str, expected: dict[int, int]) -> None:
     assert to_map(Std.from_str(text), 3) == expected
 
 
-@pytest.mark.parametrize("text", ["", "4", "x", "0:4", "10:1", "0:1,", "0=1"])
+@pytest.mark.parametrize("text", ["", "4", "x", "0:4", "10:4", "0:1,", "0=1"])
 def test_streams_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="give a digit"):
         Std.from_str(text)
