@@ -26,6 +26,9 @@ BEHIND = "JOURNAL_BEHIND"
 SCHEMA_VERSION = 1
 KEPT_RUNS = 1000
 KEPT_EVENTS = 10_000
+KEPT_ELASTIC_EVENTS = 10_000
+"""Of one incarnation of a run."""
+KEPT_ELASTIC_EVENTS_IN_ALL = 50_000
 
 _RETRY_S = 0.5
 _TIDY_EACH = 2000
@@ -231,12 +234,22 @@ def _tidy(db: sqlite3.Connection) -> None:
             "(SELECT run_id, incarnation FROM runs ORDER BY ended, incarnation DESC LIMIT ?)",
             (KEPT_RUNS,),
         )
-        for table in ("groups", "hub"):
+        for table in ("groups", "hub", "elastic_events"):
             db.execute(
                 f"DELETE FROM {table} WHERE (run_id, incarnation) NOT IN "
                 "(SELECT run_id, incarnation FROM runs)"
             )
         db.execute("DELETE FROM events WHERE id <= (SELECT MAX(id) FROM events) - ?", (KEPT_EVENTS,))
+        db.execute(
+            "DELETE FROM elastic_events WHERE id <= (SELECT MAX(id) FROM elastic_events) - ?",
+            (KEPT_ELASTIC_EVENTS_IN_ALL,),
+        )
+        db.execute(
+            "DELETE FROM elastic_events WHERE id IN (SELECT id FROM (SELECT id, ROW_NUMBER() OVER "
+            "(PARTITION BY run_id, incarnation ORDER BY id DESC) AS place FROM elastic_events) "
+            "WHERE place > ?)",
+            (KEPT_ELASTIC_EVENTS,),
+        )
 
 
 def _write(db: sqlite3.Connection, record: Record) -> None:

@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from agentd.api.convert import (
     run_spec_from_message,
@@ -16,6 +16,9 @@ from agentd.api.convert import (
 )
 from agentd.api.types import TERMINAL, Phase, RunSpec, RunStatus
 from agentd.v1 import run_pb2
+
+WAITING_EVENTS = 1024
+"""As many events of a group wait for a slow disk."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -37,6 +40,11 @@ CREATE TABLE IF NOT EXISTS hub (
 CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY, time REAL NOT NULL, run_id TEXT NOT NULL, incarnation INTEGER NOT NULL,
     role TEXT NOT NULL, event TEXT NOT NULL, phase TEXT NOT NULL, detail TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS elastic_events (
+    id INTEGER PRIMARY KEY, time REAL NOT NULL, run_id TEXT NOT NULL, incarnation INTEGER NOT NULL,
+    role TEXT NOT NULL, sequence INTEGER NOT NULL, name TEXT NOT NULL, source TEXT NOT NULL,
+    event TEXT NOT NULL, UNIQUE (run_id, incarnation, role, sequence, time)
 );
 """
 
@@ -91,7 +99,7 @@ class ForgetRun:
         return ("run", self.run_id, self.incarnation)
 
     def write(self, db: sqlite3.Connection) -> None:
-        for table in ("runs", "groups", "hub"):
+        for table in ("runs", "groups", "hub", "elastic_events"):
             db.execute(
                 f"DELETE FROM {table} WHERE run_id = ? AND incarnation = ?", (self.run_id, self.incarnation)
             )
@@ -175,7 +183,52 @@ class EventRow:
         )
 
 
-Record: TypeAlias = RunRow | ForgetRun | GroupRow | HubRow | EventRow
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ElasticEventRow:
+    """An event that a group's elastic agent recorded."""
+
+    run_id: str
+    incarnation: int
+    role: str
+    sequence: int
+    """Of the host's report: the same one twice is one row."""
+    event: str
+    """JSON in torch's form."""
+
+    def key(self) -> Hashable:
+        # While the disk is behind, a newer event takes the place of an old one: host.jsonl has both.
+        return ("elastic", self.run_id, self.incarnation, self.role, self.sequence % WAITING_EVENTS)
+
+    def write(self, db: sqlite3.Connection) -> None:
+        event = _object(self.event)
+        db.execute(
+            "INSERT OR IGNORE INTO elastic_events "
+            "(time, run_id, incarnation, role, sequence, name, source, event) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                float(event.get("timestamp", 0)) / 1000,
+                self.run_id,
+                self.incarnation,
+                self.role,
+                self.sequence,
+                str(event.get("name", "")),
+                str(event.get("source", "")),
+                self.event,
+            ),
+        )
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"no JSON object: {text!r:.60}")
+    return found
+
+
+Record: TypeAlias = RunRow | ForgetRun | GroupRow | HubRow | EventRow | ElasticEventRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

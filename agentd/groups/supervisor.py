@@ -23,7 +23,7 @@ from agentd.groups import layout
 from agentd.groups.journal import Journal
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Member
-from agentd.groups.records import EventRow, GroupRow
+from agentd.groups.records import ElasticEventRow, EventRow, GroupRow
 from agentd.host import wire
 from agentd.host.handle import HostDoor, HostHandle
 from agentd.procs import tree
@@ -149,7 +149,7 @@ class Supervisor:
     # What the host says.
 
     def on_host_frame(self, frame: wire.ReportFrame) -> None:
-        """One report of the host becomes one event."""
+        """One report of the host becomes one event; what its agent recorded only goes to the journal."""
         match frame:
             case wire.Ready():
                 self._sessions = frozenset()
@@ -171,6 +171,8 @@ class Supervisor:
                 self.post(ev.WorkersDone(frame.round))
             case wire.Unkillable():
                 self.post(ev.WorkersUnkillable(_stuck_sentence(frame.pids, frame.wait_channels)))
+            case wire.Recorded():
+                self._shared.journal.post(self._elastic_event(frame))
             case wire.Ended():
                 self.post(ev.HostEnding(frame.reason))
 
@@ -355,6 +357,15 @@ class Supervisor:
             event=type(event).__name__,
             phase=self._state.phase,
             detail=self._state.reason,
+        )
+
+    def _elastic_event(self, frame: wire.Recorded) -> ElasticEventRow:
+        return ElasticEventRow(
+            run_id=self._spec.run_id,
+            incarnation=self._spec.incarnation,
+            role=self.role,
+            sequence=frame.sequence,
+            event=frame.event,
         )
 
     def _facts(self) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -12,10 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agentd.api.states import Phase
+from agentd.elastic import events
 from agentd.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from agentd.elastic.agent.server.spec import WorkerSpec
 from agentd.elastic.multiprocessing import RoundLogsSpecs, SignalException
 from agentd.host.link import AgentLink
+from agentd.host.recorded import JournalHandler
 from agentd.host.rendezvous import ROUND_FILE, HostRendezvous
 from agentd.host.reports import ReportLog
 from agentd.host.wire import (
@@ -40,6 +43,8 @@ from agentd.procs.waiter import Waiter
 MEET_TIMEOUT_S = 10.0
 """A host that nobody answers ends before it starts anything."""
 FLUSH_TIMEOUT_S = 2.0
+JOURNAL = "journal"
+"""The event handler that leads to agentd's journal."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
@@ -76,6 +81,7 @@ class HostSession:
         self._finish: FinishHost | None = None
         self._rendezvous: HostRendezvous | None = None
         self._agent: LocalElasticAgent | None = None
+        events.register(JOURNAL, JournalHandler(self._report), replace=True)
         if self._parent_fd is not None:
             waiter.add(self._parent_fd, self._on_parent_gone)
 
@@ -89,6 +95,7 @@ class HostSession:
 
     def close(self) -> None:
         """Give everything back."""
+        events.register(JOURNAL, logging.NullHandler, replace=True)
         self._link.close()
         self._unwatch_parent()
         if self._rendezvous is not None:

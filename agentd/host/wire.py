@@ -171,6 +171,15 @@ class Unkillable(Report):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded(Report):
+    """The group's agent recorded an event; for the journal, nothing else follows from it."""
+
+    type: ClassVar[str] = "recorded"
+    event: str
+    """JSON, as `agentd.elastic.events` writes it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ended(Report):
     """The last frame: the host exits."""
 
@@ -234,8 +243,8 @@ class SignalWorkers:
     ranks: tuple[int, ...] = ()
 
 
-ReportFrame: TypeAlias = Ready | Started | Exited | Failed | Done | Unkillable | Ended
-HostFrame: TypeAlias = Hello | Ready | Started | Exited | Failed | Done | Unkillable | Ended
+ReportFrame: TypeAlias = Ready | Started | Exited | Failed | Done | Unkillable | Recorded | Ended
+HostFrame: TypeAlias = Hello | Ready | Started | Exited | Failed | Done | Unkillable | Recorded | Ended
 AgentFrame: TypeAlias = Welcome | Refused | Assigned | StopRound | FinishHost | SignalWorkers
 Frame: TypeAlias = HostFrame | AgentFrame
 
@@ -249,6 +258,7 @@ FRAMES: Mapping[str, type[Frame]] = {
         Failed,
         Done,
         Unkillable,
+        Recorded,
         Ended,
         Welcome,
         Refused,

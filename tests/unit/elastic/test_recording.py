@@ -328,10 +328,12 @@ def test_torch_builds_the_same_events_but_for_what_is_mended(kept: Kept, tmp_pat
         def _monitor_workers(self, worker_group: Any) -> Any: ...
         def _shutdown(self, *args: Any, **kwargs: Any) -> Any: ...
 
-    theirs_spec = torch_api.WorkerSpec("trainer", 2, Named(), entrypoint="/bin/train.py")  # type: ignore[arg-type]
-    agent = Agent(theirs_spec)
-    ours, worker = group(), torch_api.Worker(1, 3, 3, 4, 4)
-    worker.id = 101  # type: ignore[assignment]
+    rendezvous: Any = Named()
+    theirs_spec = torch_api.WorkerSpec("trainer", 2, rendezvous, entrypoint="/bin/train.py")
+    agent: Any = Agent(theirs_spec)
+    ours = group()
+    worker: Any = torch_api.Worker(1, 3, 3, 4, 4)
+    worker.id = 101
     agent._worker_group.group_rank, agent._worker_group.group_world_size = 1, 2
     failed = failure(tmp_path)
     theirs = agent._construct_event(

@@ -193,7 +193,7 @@ def end_state(result: RunResult, rank: int) -> str:
 
 
 def end_metrics(state: WorkerState, remaining: int, max_restarts: int) -> dict[str, int]:
-    """What is put at the end of a run, by the name after `workers.<role>.`; a stop is no success, no failure."""
+    """What is put at the end of a run, by the name after `workers.<role>.`; a stop is no success."""
     retried = remaining != max_restarts
     failed, succeeded = state in _FAILED_STATES, state is WorkerState.SUCCEEDED
     return {
