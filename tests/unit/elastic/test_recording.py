@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,6 +283,11 @@ def test_nothing_is_built_when_nothing_listens(monkeypatch: pytest.MonkeyPatch, 
     recorder.step_metrics(S.HEALTHY, 3)
     recorder.ended(group(), RunResult(S.FAILED, failures={3: failure(tmp_path)}), 0, 1)
     recorder.end_metrics(RunResult(S.FAILED), 3)
+
+
+def test_an_agent_without_listeners_does_not_import_events() -> None:
+    script = "import sys, agentd.elastic; sys.exit('agentd.elastic.events' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
 
 
 def test_each_look_puts_the_state_and_what_is_left(kept_metrics: KeptMetrics) -> None:

@@ -10,31 +10,31 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from agentd.api.states import WorkerState
-from agentd.elastic import events, metrics
+from agentd.elastic import metrics
 from agentd.elastic.agent.server.spec import RunResult, Worker, WorkerGroup, WorkerSpec
-from agentd.elastic.events import Event, EventSource
 from agentd.elastic.sinks import tolerate
 
 if TYPE_CHECKING:
-    from agentd.elastic.events import EventMetadataValue
+    from agentd.elastic.events import Event, EventMetadataValue
     from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
 
 __all__ = ["GroupRecorder", "end_metrics", "end_state", "flakiness"]
 
 EVENT_PREFIX = "torchelastic.worker.status."
 
+_AGENT, _WORKER = "AGENT", "WORKER"
 _FAILED_STATES = (WorkerState.FAILED, WorkerState.UNHEALTHY)
 
 
 class GroupRecorder:
-    """Records the life of one agent's group."""
+    """Records the life of one agent's group. With the handler "null" events are not even imported."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         """Raises `UnknownEventHandler` if the spec's event_log_handler is none, before any worker runs."""
         self._spec = spec
         self._group = WorkerGroup(spec)
         self._restarts = 0
-        events.is_listening(spec.event_log_handler)
+        self._listened_to()
 
     # Events.
 
@@ -52,7 +52,7 @@ class GroupRecorder:
         if not self._listened_to():
             return
         for worker in group.workers:
-            self._record(self._event("START", EventSource.WORKER, worker=worker))
+            self._record(self._event("START", _WORKER, worker=worker))
 
     def ended(self, group: WorkerGroup, result: RunResult, restarts: int, total_run_time_s: float) -> None:
         """The run ended here: one event for each worker that has been started."""
@@ -71,14 +71,14 @@ class GroupRecorder:
         if request is not None:
             for field in ("worker_pid", "scope_id", "expiration_time", "signal"):
                 inner[field] = str(getattr(request, field, ""))
-        self._record(self._event("RUNNING", EventSource.AGENT, name=name, inner=inner))
+        self._record(self._event("RUNNING", _AGENT, name=name, inner=inner))
 
     def agent_event(self, state: str, raw_error: str | None = None, total_run_time_s: float = 0) -> Event:
         """The event that `run` came back (SUCCEEDED) or raised (FAILED, with the traceback).
 
         Built only: torch's launcher records it.
         """
-        return self._event(state, EventSource.AGENT, raw_error=raw_error, total_run_time_s=total_run_time_s)
+        return self._event(state, _AGENT, raw_error=raw_error, total_run_time_s=total_run_time_s)
 
     # Metrics.
 
@@ -101,14 +101,20 @@ class GroupRecorder:
     # How they are built.
 
     def _listened_to(self) -> bool:
+        if self._spec.event_log_handler == "null":
+            return False
+        from agentd.elastic import events
+
         return events.is_listening(self._spec.event_log_handler)
 
     def _record_agent(self, group: WorkerGroup, state: str, duration_ms: float) -> None:
         self._group = group
         if self._listened_to():
-            self._record(self._event(state, EventSource.AGENT, duration_ms=duration_ms))
+            self._record(self._event(state, _AGENT, duration_ms=duration_ms))
 
     def _record(self, event: Event) -> None:
+        from agentd.elastic import events
+
         events.record(event, self._spec.event_log_handler)
 
     def _end_event(self, worker: Worker, result: RunResult, total_run_time_s: float) -> Event:
@@ -121,7 +127,7 @@ class GroupRecorder:
             inner["reason"] = result.reason
         return self._event(
             state,
-            EventSource.WORKER,
+            _WORKER,
             worker=worker,
             inner=inner,
             raw_error=_raw_error(failure),
@@ -131,7 +137,7 @@ class GroupRecorder:
     def _event(
         self,
         state: str,
-        source: EventSource,
+        source: str,
         *,
         name: str = "",
         worker: Worker | None = None,
@@ -140,6 +146,8 @@ class GroupRecorder:
         duration_ms: float | None = None,
         total_run_time_s: float = 0,
     ) -> Event:
+        from agentd.elastic.events import Event, EventSource
+
         group = self._group
         run_id, backend = self._rendezvous_names()
         about = {
@@ -165,7 +173,7 @@ class GroupRecorder:
             "agent_restarts": self._restarts,
             "duration_ms": duration_ms,
         }
-        return Event(name or EVENT_PREFIX + state, source, metadata=metadata)
+        return Event(name or EVENT_PREFIX + state, EventSource(source), metadata=metadata)
 
     def _rendezvous_names(self) -> tuple[str, str]:
         """The run and the backend, as the rendezvous calls them; it may be anybody's, or none."""
