@@ -19,6 +19,20 @@ from tools.apinodes import Member, Node, Signature
 REPO = Path(__file__).resolve().parent.parent
 PACKAGE = "agentd.elastic"
 
+_TORCHS = """
+    agent.server agent.server.api agent.server.health_check_server agent.server.local_elastic_agent
+    events events.api events.handlers
+    metrics metrics.api
+    multiprocessing multiprocessing.api multiprocessing.redirects multiprocessing.tail_log
+    multiprocessing.errors multiprocessing.errors.error_handler multiprocessing.errors.handlers
+    rendezvous rendezvous.api rendezvous.registry rendezvous.static_tcp_rendezvous rendezvous.utils
+    timer timer.api timer.debug_info_logging timer.file_based_local_timer timer.local_timer
+    utils utils.api utils.distributed utils.log_level utils.logging utils.process_state utils.store
+"""
+_OURS = "metrics.prometheus numa rendezvous.in_memory utils.stores utils.tcp_store"
+PUBLIC = (PACKAGE, *(f"{PACKAGE}.{name}" for name in sorted(f"{_TORCHS} {_OURS}".split())))
+"""What users import: the modules at torch's paths, and those that only this library has. Others are inner."""
+
 
 class ApiError(Exception):
     """The source says something this reader does not understand; the sentence says where and what to do."""
@@ -66,22 +80,27 @@ class Module:
 class Source:
     """The source tree: modules by dotted name, names followed to where they are defined."""
 
-    def __init__(self, root: Path = REPO, package: str = PACKAGE) -> None:
+    def __init__(self, root: Path = REPO, public: Sequence[str] = PUBLIC) -> None:
         self.root = root
-        self.package = package
+        self._public = public
         self._modules: dict[str, Module | None] = {}
 
     @cached_property
     def public_modules(self) -> tuple[Module, ...]:
-        """Those with an `__all__` and no private part in their names."""
-        found = []
-        for path in self.root.joinpath(*self.package.split(".")).rglob("*.py"):
-            parts = path.relative_to(self.root).with_suffix("").parts
-            parts = parts[:-1] if parts[-1] == "__init__" else parts
-            module = self.module(".".join(parts))
-            if module and module.exports is not None and not any(part.startswith("_") for part in parts):
-                found.append(module)
-        return tuple(sorted(found, key=lambda module: module.name))
+        """In the order of their names; `absent_modules` has those that are not there.
+
+        Raises `ApiError` for one that does not say what it exports.
+        """
+        found = [module for name in self._public if (module := self.module(name)) is not None]
+        for module in found:
+            if module.exports is None:
+                raise ApiError(f"{module.name} is public: give it an __all__")
+        return tuple(found)
+
+    @property
+    def absent_modules(self) -> list[str]:
+        """Public modules that have no file."""
+        return [name for name in self._public if self.module(name) is None]
 
     def module(self, name: str) -> Module | None:
         """The module of that name, `None` if it is not in this tree."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import compatibility
 from tools import apidoc
-from tools.apisource import ApiError, Source, says_something, undocumented
+from tools.apisource import PUBLIC, ApiError, Source, says_something, undocumented
 
 SHOP = '''
 """A shop."""
@@ -64,7 +65,7 @@ def shop(tmp_path: Path) -> Source:
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop/__init__.py").write_text(SHOP)
     (tmp_path / "shop/parts.py").write_text(PARTS)
-    return Source(tmp_path, "shop")
+    return Source(tmp_path, ["shop"])
 
 
 def test_every_public_name_of_the_library_says_what_it_is() -> None:
@@ -81,6 +82,16 @@ def test_what_the_source_shows_is_what_python_imports() -> None:
             if inspect.isclass(found):
                 assert (entry.kind, entry.module.name) == ("class", found.__module__), name
                 assert set(vars(found)) >= {m.name for m in entry.members if m.signature is not None}, name
+
+
+def test_every_public_module_is_there() -> None:
+    assert Source().absent_modules == []
+
+
+def test_the_modules_that_torchs_users_import_are_public() -> None:
+    page = compatibility.sections(compatibility.PAGE.read_text(encoding="utf-8"))
+    mapped = {section.ours for section in page if any(row.status != "absent" for row in section.rows)} - {""}
+    assert mapped <= set(PUBLIC)
 
 
 @pytest.mark.parametrize(
@@ -123,12 +134,19 @@ def test_a_changed_docstring_makes_the_page_stale(shop: Source, tmp_path: Path) 
     page = tmp_path / "api.md"
     assert apidoc.stale(page, shop)
     page.write_text(apidoc.render(shop))
-    assert not apidoc.stale(page, Source(tmp_path, "shop"))
+    assert not apidoc.stale(page, Source(tmp_path, ["shop"]))
     (tmp_path / "shop/parts.py").write_text(PARTS.replace("loud", "soft"))
-    assert apidoc.stale(page, Source(tmp_path, "shop"))
+    assert apidoc.stale(page, Source(tmp_path, ["shop"]))
+
+
+def test_a_public_module_says_what_it_exports(tmp_path: Path) -> None:
+    assert Source(tmp_path, ["shop"]).absent_modules == ["shop"]
+    (tmp_path / "shop.py").write_text("x = 1\n")
+    with pytest.raises(ApiError, match="shop is public: give it an __all__"):
+        undocumented(Source(tmp_path, ["shop"]))
 
 
 def test_an_export_that_nothing_defines_is_an_error_that_names_it(shop: Source, tmp_path: Path) -> None:
     (tmp_path / "shop/parts.py").write_text(PARTS.replace("open_shop", "close_shop"))
     with pytest.raises(ApiError, match=r"shop\.open_shop"):
-        apidoc.render(Source(tmp_path, "shop"))
+        apidoc.render(Source(tmp_path, ["shop"]))
