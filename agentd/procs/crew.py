@@ -1,4 +1,4 @@
-"""The processes of one round: started one by one, watched, stopped and swept as one.
+"""The processes of one round: taken one by one, watched, stopped and swept as one.
 
 Nothing here waits. A crew lives in its owner's `Waiter`: exits are callbacks, escalation is a pump, and the
 owner waits for `gone` or `stuck`. Leaders stay unreaped until everything of the crew is gone, which keeps
@@ -10,17 +10,45 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol
 
-from agentd.procs import tree
+from agentd.procs import procfs, tree
 from agentd.procs.exits import ExitInfo, ExitWatch
+from agentd.procs.identity import ProcessIdentity
 from agentd.procs.procfs import ProcessStat
-from agentd.procs.spawn import Child, spawn
-from agentd.procs.tree import Marks, StuckProcess, Sweeper
+from agentd.procs.tree import KILL_BOUND_S, Marks, StuckProcess, Sweeper
 from agentd.procs.waiter import Waiter
 
 LEFTOVER_GRACE_S = 2.0
 """What a process gets whose leader ended by itself."""
 ORPHAN_PAUSE_S = 5.0
+LAST_LOOK_PAUSE_S = 0.01
+"""Between two looks for the exit of a leader that can be found by nothing but its pid."""
+
+
+class Leader(Protocol):
+    """A started process that leads a session of its own, or is about to; `Child` is one."""
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        """Who it is."""
+
+    @property
+    def pid(self) -> int:
+        """Its pid, and the id of its session and process group."""
+
+    @property
+    def started_at(self) -> float:
+        """Seconds since the epoch."""
+
+    def signal_group(self, signum: int) -> None:
+        """Signal its process group, or it alone while it has none. Never reaches a stranger."""
+
+    def watch(self, waiter: Waiter, on_exit: Callable[[ExitInfo], object]) -> ExitWatch:
+        """Have `on_exit` called from the waiter when it has ended. It is not reaped by that."""
+
+    def reap(self) -> None:
+        """Take its exit status, if it has ended, and give back what it holds here."""
 
 
 class UnkillableWorkers(Exception):
@@ -58,12 +86,13 @@ class Crew:
         self._token = token
         self._cgroup = cgroup
         self._ancestors = frozenset(ancestors)
-        self._children: dict[int, Child] = {}
+        self._children: dict[int, Leader] = {}
         self._watches: dict[int, ExitWatch] = {}
         self._complete = False
         self._signum: int = signal.SIGTERM
         self._deadline: float | None = None
         self._sweeper: Sweeper | None = None
+        self._last_looks_end: float | None = None
         self._next_step = 0.0
         self._next_orphans = 0.0
         self.exits: dict[int, ExitInfo] = {}
@@ -75,7 +104,7 @@ class Crew:
         waiter.add_pump(self._pump)
 
     @property
-    def children(self) -> Mapping[int, Child]:
+    def children(self) -> Mapping[int, Leader]:
         """The leaders by index, dead ones too."""
         return self._children
 
@@ -89,21 +118,10 @@ class Crew:
         """Whether nothing more will happen: gone, or stuck."""
         return self.gone or bool(self.stuck)
 
-    def start(
-        self,
-        index: int,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str],
-        cwd: str | None,
-        stdout_fd: int | None,
-        stderr_fd: int | None,
-    ) -> Child:
-        """Start a leader; raises `SpawnError`. It dies with the calling thread."""
-        child = spawn(argv, env=env, cwd=cwd, stdout_fd=stdout_fd, stderr_fd=stderr_fd)
-        self._children[index] = child
-        self._watches[index] = ExitWatch(self._waiter, child.pid, lambda info: self._ended(index, info))
-        return child
+    def adopt(self, index: int, leader: Leader) -> None:
+        """Take a leader that was started just now."""
+        self._children[index] = leader
+        self._watches[index] = leader.watch(self._waiter, lambda info: self._ended(index, info))
 
     def complete(self) -> None:
         """No further leader comes: when all have ended, what they left is ended too."""
@@ -118,8 +136,7 @@ class Crew:
             return
         self._signum, self._deadline = signum, deadline
         # Those that ended before the signal did so by themselves, though nobody was told yet.
-        for watch in tuple(self._watches.values()):
-            watch.look()
+        self._look()
         self.torn_down.update(self._watches)
         self.send_signal(signum, self._watches)
         self.send_signal(signal.SIGCONT, self._watches)
@@ -146,6 +163,10 @@ class Crew:
         self._next_step = 0.0
         self._on_exit(index, info)
 
+    def _look(self) -> None:
+        for watch in tuple(self._watches.values()):
+            watch.look()
+
     def _pump(self, now: float) -> float | None:
         if self.settled:
             return None
@@ -159,14 +180,25 @@ class Crew:
             self._sweeper = Sweeper(self._marks, self._deadline_of, self._signum, self._was_signalled)
         self._next_step = self._sweeper.step(now)
         if self._sweeper.gone or self._sweeper.stuck:
-            self._settle(self._sweeper)
-            return now
-        return self._next_step
+            self._look()
+        if self._sweeper.gone:
+            self._look_last(now)
+        elif self._sweeper.stuck:
+            self._settle(self._sweeper.stuck)
+        return now if self.settled else self._next_step
 
-    def _settle(self, sweeper: Sweeper) -> None:
-        for watch in tuple(self._watches.values()):
-            watch.look()
-        self.gone, self.stuck = sweeper.gone, sweeper.stuck
+    def _look_last(self, now: float) -> None:
+        """Nothing is found any more. The exit of a leader that never had a session may be still to come."""
+        if self._last_looks_end is None:
+            self._last_looks_end = now + KILL_BOUND_S
+        if self._watches and now < self._last_looks_end:
+            self._next_step = now + LAST_LOOK_PAUSE_S
+            return
+        pids = [self._children[index].pid for index in self._watches]
+        self._settle(tuple(StuckProcess(pid, procfs.wait_channel(pid)) for pid in pids))
+
+    def _settle(self, stuck: tuple[StuckProcess, ...]) -> None:
+        self.gone, self.stuck = not stuck, stuck
         self.close()
         self._reap_orphans()
 

@@ -48,6 +48,11 @@ class ExitInfo:
         return signal_name(self.signal)
 
 
+def exit_of(returncode: int) -> ExitInfo:
+    """What `subprocess` and `multiprocessing` call a returncode, as an `ExitInfo`."""
+    return ExitInfo(None, -returncode) if returncode < 0 else ExitInfo(returncode, None)
+
+
 def peek_exit(pid: int) -> ExitInfo | None:
     """How the child ended, without reaping it; `None` while it runs."""
     try:
@@ -62,21 +67,35 @@ def peek_exit(pid: int) -> ExitInfo | None:
 
 
 class ExitWatch:
-    """Calls back once, from the waiter, when a child has ended."""
+    """Calls back once, from the waiter, when a process has ended."""
 
-    def __init__(self, waiter: Waiter, pid: int, on_exit: Callable[[ExitInfo], object]) -> None:
+    def __init__(
+        self,
+        waiter: Waiter,
+        pid: int,
+        on_exit: Callable[[ExitInfo], object],
+        *,
+        peek: Callable[[], ExitInfo | None] | None = None,
+        sentinel: int | None = None,
+    ) -> None:
+        """`peek` tells how it ended, for a child of this process by default as `peek_exit`.
+
+        `sentinel`: a descriptor that is readable once `peek` can tell; for processes that are not children.
+        It stays the caller's, who closes it after the watch.
+        """
         self._waiter = waiter
-        self._pid = pid
+        self._peek = peek if peek is not None else lambda: peek_exit(pid)
         self._on_exit = on_exit
-        self._pidfd = _open_pidfd(pid)
-        if self._pidfd is None:
+        self._pidfd = None if sentinel is not None else _open_pidfd(pid)
+        self._event = self._pidfd if sentinel is None else sentinel
+        if self._event is None:
             waiter.add_pump(self._poll)
         else:
-            waiter.add(self._pidfd, self.look)
+            waiter.add(self._event, self.look)
 
     def look(self) -> None:
-        """Call back now if the child has ended and nobody was told yet."""
-        info = peek_exit(self._pid) if self._waiting else None
+        """Call back now if the process has ended and nobody was told yet."""
+        info = self._peek() if self._waiting else None
         if info is not None:
             self.close()
             self._on_exit(info)
@@ -86,10 +105,11 @@ class ExitWatch:
         if not self._waiting:
             return
         self._waiting = False
-        if self._pidfd is None:
+        if self._event is None:
             self._waiter.remove_pump(self._poll)
         else:
-            self._waiter.remove(self._pidfd)
+            self._waiter.remove(self._event)
+        if self._pidfd is not None:
             os.close(self._pidfd)
 
     _waiting = True

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from agentd.procs import prctl
+from agentd.procs.exits import ExitInfo, ExitWatch
 from agentd.procs.identity import ProcessIdentity, identify
+from agentd.procs.waiter import Waiter
 
 DEATHLINK = str(Path(__file__).with_name("deathlink.py"))
 LINK_TIMEOUT_S = 30.0
@@ -62,6 +64,10 @@ class Child:
         assert self.popen.returncode is None, "a reaped child's group id may belong to a stranger"
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signum)
+
+    def watch(self, waiter: Waiter, on_exit: Callable[[ExitInfo], object]) -> ExitWatch:
+        """Have `on_exit` called from the waiter when it has ended. It is not reaped by that."""
+        return ExitWatch(waiter, self.pid, on_exit)
 
     def reap(self) -> None:
         """Take its exit status, if it has ended; its pid is free afterwards."""

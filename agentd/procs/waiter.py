@@ -76,6 +76,13 @@ class Waiter:
         with contextlib.suppress(ValueError):
             self._pumps.remove(pump)
 
+    def descriptors(self) -> frozenset[int]:
+        """Its own descriptors and those it watches: what a forked child must not keep."""
+        if self._wake_read < 0:
+            return frozenset()
+        watched = {key.fd for key in self._selector.get_map().values()}
+        return frozenset(watched | {self._selector.fileno(), self._wake_read, self._wake_write})
+
     def wait(self, deadline: float | None) -> None:
         """Serve what is due, waiting for it until the monotonic `deadline` at most (`None`: for ever)."""
         until = self._run_pumps(deadline)

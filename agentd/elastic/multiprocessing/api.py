@@ -1,29 +1,42 @@
-"""Groups of worker processes under torch's names, and the exception a signal becomes."""
+"""Groups of worker processes under torch's names."""
 
 from __future__ import annotations
 
-import signal
-
-from agentd.elastic.multiprocessing.context import PContext, RunProcsResult
-from agentd.elastic.multiprocessing.logs import LogsDest, LogsSpecs, RoundLogsSpecs, Std, to_map
+from agentd.elastic.multiprocessing.context import GroupOwner, PContext, RunProcsResult
+from agentd.elastic.multiprocessing.function_errors import (
+    ArgumentNotPicklable,
+    FunctionNotLoadable,
+    ReturnValueNotPicklable,
+)
+from agentd.elastic.multiprocessing.logs import (
+    DefaultLogsSpecs,
+    LogsDest,
+    LogsSpecs,
+    RoundLogsSpecs,
+    Std,
+    to_map,
+)
+from agentd.elastic.multiprocessing.multiprocess_context import MultiprocessContext
+from agentd.elastic.multiprocessing.signals import SignalException
+from agentd.elastic.multiprocessing.starting import create_context, start_processes
 from agentd.elastic.multiprocessing.subprocess_context import SubprocessContext
 
 __all__ = [
+    "ArgumentNotPicklable",
+    "DefaultLogsSpecs",
+    "FunctionNotLoadable",
+    "GroupOwner",
     "LogsDest",
     "LogsSpecs",
+    "MultiprocessContext",
     "PContext",
+    "ReturnValueNotPicklable",
     "RoundLogsSpecs",
     "RunProcsResult",
     "SignalException",
     "Std",
     "SubprocessContext",
+    "create_context",
+    "start_processes",
     "to_map",
 ]
-
-
-class SignalException(Exception):
-    """This process got a signal that stops its agent."""
-
-    def __init__(self, msg: str, sigval: signal.Signals) -> None:
-        super().__init__(msg)
-        self.sigval = sigval

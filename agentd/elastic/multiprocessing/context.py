@@ -1,47 +1,99 @@
-"""A group of worker processes under torch's interface."""
+"""Groups of worker processes under torch's interface: started, watched, stopped and swept together."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from agentd.elastic.multiprocessing.errors import ProcessFailure
-from agentd.elastic.multiprocessing.logs import LogsSpecs
+from agentd.elastic.multiprocessing.errors.failure import NOT_AVAILABLE, ProcessFailure
+from agentd.elastic.multiprocessing.logs import LogsSpecs, opened_log
+from agentd.elastic.multiprocessing.signals import SignalException, handling, signals_to_handle
+from agentd.procs.crew import Crew, Leader, UnkillableWorkers
+from agentd.procs.exits import ExitInfo
 from agentd.procs.waiter import Waiter
+
+if TYPE_CHECKING:
+    from agentd.elastic.multiprocessing.console import ConsoleTails
+    from agentd.elastic.numa import OptionsLike
+
+__all__ = ["GroupOwner", "PContext", "RunProcsResult"]
+
+FOREIGN_TERM_PATIENCE_S = 0.2
+"""How long a worker's death by a SIGTERM that is not ours waits for this process to get one, too."""
+CLOSE_GRACE_S = 30.0
+"""Between SIGTERM and SIGKILL, torch's."""
+
+Args: TypeAlias = "Mapping[int, tuple[Any, ...]]"
+Envs: TypeAlias = "dict[int, dict[str, str]]"
 
 
 @dataclass
 class RunProcsResult:
-    """How a group ended; all maps are by local rank."""
+    """How a group ended; all maps are by local rank (torch's)."""
 
     return_values: dict[int, Any] = field(default_factory=dict)
+    """Of functions; `None` for each program. Empty if any failed."""
     failures: dict[int, ProcessFailure] = field(default_factory=dict)
     """Those that failed by themselves, none that was stopped."""
     stdouts: dict[int, str] = field(default_factory=dict)
+    """The files of their standard output; an empty path is the console."""
     stderrs: dict[int, str] = field(default_factory=dict)
+    """The files of their standard error."""
 
     def is_failed(self) -> bool:
         """Whether any failed."""
         return bool(self.failures)
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupOwner:
+    """What the owner of a group gives and asks, beyond torch's interface."""
+
+    waiter: Waiter | None = None
+    """The group lives in its waits; a waiter of the group's own by default, served by `wait` and `close`."""
+    base_env: Mapping[str, str] | None = None
+    """What workers share; `envs` go over it. This process' own environment by default."""
+    cwd: str | None = None
+    """The workers' directory, this process' own by default."""
+    token: str = ""
+    """Marks the workers' processes, see `agentd.procs.tree.Marks`."""
+    cgroup: str = ""
+    """A cgroup folder that holds nothing but the workers and what they start."""
+    owns_descendants: bool = False
+    """Everything that descends from this process belongs to them; for a process that does nothing else."""
+    on_exit: Callable[[int, ExitInfo, bool], object] | None = None
+    """Called from inside a wait: local rank, exit, and whether the worker was signalled before it ended."""
+    explain: Callable[[int], str] | None = None
+    """Asked, with its pid, about a worker that failed without a report; a text becomes the message."""
+
+
 class PContext(ABC):
-    """Processes with the local ranks 0 to n-1, started, watched and closed together."""
+    """Processes with the local ranks 0 to n-1, each in a session of its own that is ended with it.
+
+    `start`, `wait`, `close` and `pids` are torch's. `poll`, `failed` and `stop` never wait: they are for an
+    owner with a `Waiter`, and change their answers only in waits of it.
+    """
 
     def __init__(
         self,
         name: str,
         entrypoint: Callable[..., Any] | str,
-        args: Mapping[int, tuple[Any, ...]],
-        envs: dict[int, dict[str, str]],
+        args: Args,
+        envs: Envs,
         logs_specs: LogsSpecs,
+        log_line_prefixes: Mapping[int, str] | None = None,
+        duplicate_stdout_filters: Sequence[str] | None = None,
+        duplicate_stderr_filters: Sequence[str] | None = None,
         *,
-        waiter: Waiter | None = None,
+        numa_options: OptionsLike | None = None,
+        owner: GroupOwner | None = None,
     ) -> None:
+        """Raises `RuntimeError` unless `args` and `envs` have the local ranks from 0 on."""
         self.name = name
         self.entrypoint = entrypoint
         self.nprocs = len(args)
@@ -53,55 +105,259 @@ class PContext(ABC):
         self.stdouts = dest.stdouts
         self.stderrs = dest.stderrs
         self.error_files = dest.error_files
+        self._tails: ConsoleTails | None = None
+        if dest.tee_stdouts or dest.tee_stderrs or duplicate_stdout_filters or duplicate_stderr_filters:
+            # Late: most groups copy nothing.
+            from agentd.elastic.multiprocessing.console import ConsoleTails
+
+            self._tails = ConsoleTails(
+                dest, log_line_prefixes, name, duplicate_stdout_filters, duplicate_stderr_filters
+            )
+        self._numa_options = numa_options
+        self._owner = owner = owner or GroupOwner()
+        self._started = False
         self._closed = False
-        self._own_waiter = waiter is None
-        self._waiter = Waiter() if waiter is None else waiter
+        self._verdict_given = False
+        self._failures: dict[int, ProcessFailure] = {}
+        self._waiter = Waiter() if owner.waiter is None else owner.waiter
+        ancestors = (os.getpid(),) if owner.owns_descendants else ()
+        self._crew = Crew(
+            self._waiter, self._exited, token=owner.token, cgroup=owner.cgroup, ancestors=ancestors
+        )
+        self._waiter.add_pump(self._patience_pump)
+
+    # --- torch's interface
 
     def start(self) -> None:
-        """Start the processes. If that raises, the caller closes the context."""
-        self._start()
+        """Start the processes. If that raises, the caller closes the context. Twice is a `ValueError`."""
+        if self._started:
+            raise ValueError(f"the processes of {self.name!r} were started already; make a new context")
+        self._started = True
+        for local_rank in range(self.nprocs):
+            self._start_one(local_rank)
+            # Many starts take their time: what else waits is served between them.
+            self._waiter.wait(self._waiter.now())
+        self._crew.complete()
+        # Last: a process that forks workers had better have no threads.
+        if self._tails is not None:
+            self._tails.start()
 
     def wait(self, timeout: float = -1, period: float = 1) -> RunProcsResult | None:
         """Wait for the result: 0 looks once, less waits for ever; `None` when time is up.
 
         After a failure the others are stopped first. `period` is torch's and not needed: ends are events.
+
+        A context with a waiter of its own, on the main thread, raises `SignalException` when this process
+        gets one of TORCHELASTIC_SIGNALS_TO_HANDLE meanwhile, and puts the former handlers back in any case.
+        The workers still run then: `close` ends them. Raises `UnkillableWorkers` when some cannot be ended.
         """
-        deadline = None if timeout < 0 else time.monotonic() + timeout
-        if not self._closed:
-            self._waiter.wait(time.monotonic())
-        while (result := self.poll()) is None:
-            if deadline is not None and time.monotonic() >= deadline:
-                return None
-            self._waiter.wait(deadline)
-        if result.is_failed():
-            self.close()
-        return result
+        deadline = None if timeout < 0 else self._waiter.now() + timeout
+        with self._raising_signals() as check:
+            self._serve(self._waiter.now())
+            while (result := self.poll()) is None:
+                check()
+                if deadline is not None and self._waiter.now() >= deadline:
+                    return None
+                self._serve(deadline)
+            if not result.is_failed():
+                return result
+            self.stop(signal.SIGTERM, self._waiter.now() + CLOSE_GRACE_S)
+            while not self._crew.settled:
+                check()
+                self._serve(None)
+        self.close()
+        return self._failed()
 
     def close(self, death_sig: signal.Signals | None = None, timeout: float = 30) -> None:
         """End what still runs: `death_sig` (SIGTERM), SIGKILL after `timeout`. Harmless when repeated.
 
-        Raises `UnkillableWorkers`, once, when even that leaves some.
+        What the workers wrote is on the console, and everything they held here given back. Raises
+        `UnkillableWorkers`, once, when even SIGKILL leaves some.
         """
         try:
             self._close(signal.SIGTERM if death_sig is None else death_sig, timeout)
         finally:
             self._closed = True
-            if self._own_waiter:
+            self._release()
+            if self._owner.waiter is None:
                 self._waiter.close()
+            if self._tails is not None:
+                self._tails.stop()
 
-    @abstractmethod
     def pids(self) -> dict[int, int]:
         """The processes by local rank."""
+        return {local_rank: leader.pid for local_rank, leader in self._crew.children.items()}
 
-    @abstractmethod
+    # --- for an owner with a waiter
+
+    @property
+    def children(self) -> Mapping[int, Leader]:
+        """The processes by local rank."""
+        return self._crew.children
+
+    @property
+    def failures(self) -> Mapping[int, ProcessFailure]:
+        """By local rank, those that failed by themselves, also if that is still in doubt."""
+        return dict(self._failures)
+
     def poll(self) -> RunProcsResult | None:
-        """The result if there is one already. Never waits."""
+        """The result once all have ended and are swept, or some have failed; `None` before.
+
+        Raises `UnkillableWorkers` when some cannot be ended.
+        """
+        if self._crew.stuck:
+            self._verdict_given = True
+            raise UnkillableWorkers(self._crew.stuck)
+        if self.failed():
+            return self._failed()
+        if self._failures or not self._crew.gone:
+            return None
+        good = [rank for rank, info in sorted(self._crew.exits.items()) if info.ok]
+        values = {rank: self._value_of(rank) for rank in good}
+        return RunProcsResult(values, {}, self.stdouts, self.stderrs)
+
+    def failed(self) -> bool:
+        """Whether a worker has failed by itself, beyond doubt."""
+        if not self._failures:
+            return False
+        ends = self._patience_ends()
+        return ends is None or self._closed or self._waiter.now() >= ends
+
+    def stop(self, signum: int, deadline: float) -> None:
+        """Stop all without waiting: `signum`, then SIGKILL at the monotonic `deadline`. Again shortens it."""
+        self._crew.stop(signum, deadline)
+
+    def send_signal(self, signum: int, local_ranks: Collection[int]) -> tuple[int, ...]:
+        """Signal these workers' process groups; answers those that ran."""
+        return self._crew.send_signal(signum, local_ranks)
+
+    # --- what kinds of workers differ in
 
     @abstractmethod
-    def _start(self) -> None: ...
+    def _launch(self, launch: Launch) -> Leader:
+        """Start this worker's process."""
 
-    @abstractmethod
-    def _close(self, death_sig: signal.Signals, timeout: float) -> None: ...
+    def _value_of(self, local_rank: int) -> Any:
+        """What a worker that ended well returned."""
+        return None
+
+    def _problem_of(self, local_rank: int, info: ExitInfo) -> str:
+        """Why a worker failed although its process ended with 0; empty if it did not."""
+        return ""
+
+    def _release(self) -> None:  # noqa: B027 - most hold nothing
+        """Give back what was held for the workers."""
+
+    # --- within
+
+    def _start_one(self, local_rank: int) -> None:
+        base_env = os.environ if self._owner.base_env is None else self._owner.base_env
+        env = {**base_env, **self.envs[local_rank]}
+        with contextlib.ExitStack() as stack:
+            launch = Launch(
+                local_rank=local_rank,
+                env=env,
+                cwd=self._owner.cwd,
+                stdout_fd=stack.enter_context(opened_log(self.stdouts[local_rank])),
+                stderr_fd=stack.enter_context(opened_log(self.stderrs[local_rank])),
+                cpus=stack.enter_context(self._bound(local_rank, env)),
+            )
+            self._crew.adopt(local_rank, self._launch(launch))
+
+    def _bound(
+        self, local_rank: int, env: Mapping[str, str]
+    ) -> contextlib.AbstractContextManager[frozenset[int] | None]:
+        if self._numa_options is None:
+            return contextlib.nullcontext()
+        from agentd.elastic.numa import bound
+
+        return bound(self._numa_options, local_rank, env)
+
+    def _close(self, death_sig: signal.Signals, timeout: float) -> None:
+        if not self._crew.settled:
+            self._crew.stop(death_sig, self._waiter.now() + timeout)
+            self._waiter.wait_until(lambda: self._crew.settled, None)
+        self._waiter.remove_pump(self._patience_pump)
+        self._crew.close()
+        if self._crew.stuck and not self._verdict_given:
+            self._verdict_given = True
+            raise UnkillableWorkers(self._crew.stuck)
+
+    def _serve(self, deadline: float | None) -> None:
+        if not self._closed:
+            self._waiter.wait(deadline)
+
+    @contextlib.contextmanager
+    def _raising_signals(self) -> Iterator[Callable[[], None]]:
+        """Gives what raises `SignalException` after a signal; at the end it is raised in any case."""
+        got: list[int] = []
+
+        def check() -> None:
+            if got:
+                raise SignalException.of(got[0])
+
+        if self._owner.waiter is not None or self._closed:
+            yield check
+            return
+        with self._waiter.woken_by_signals(), handling(signals_to_handle(), got.append):
+            yield check
+        check()
+
+    def _failed(self) -> RunProcsResult:
+        return RunProcsResult({}, dict(sorted(self._failures.items())), self.stdouts, self.stderrs)
+
+    def _exited(self, local_rank: int, info: ExitInfo) -> None:
+        torn_down = local_rank in self._crew.torn_down
+        problem = self._problem_of(local_rank, info) if info.ok else ""
+        if not torn_down and (problem or not info.ok):
+            self._failures[local_rank] = self._failure_of(local_rank, info, problem)
+        if self._owner.on_exit is not None:
+            self._owner.on_exit(local_rank, info, torn_down)
+
+    def _failure_of(self, local_rank: int, info: ExitInfo, problem: str) -> ProcessFailure:
+        pid = self._crew.children[local_rank].pid
+        failure = ProcessFailure(
+            local_rank,
+            pid,
+            info.returncode,
+            self.error_files[local_rank],
+            stderr_file=self.stderrs[local_rank],
+            exited_at=info.time,
+        )
+        if failure.error_file == NOT_AVAILABLE:
+            explained = self._owner.explain(pid) if self._owner.explain is not None else ""
+            failure.message = explained or problem or failure.message
+        return failure
+
+    def _patience_ends(self) -> float | None:
+        """When a doubt whether this was a failure or a stop of the whole node ends; `None` without one."""
+        exits = [self._crew.exits[rank] for rank in self._failures]
+        if not exits or not all(_by_sigterm(info) for info in exits):
+            return None
+        return min(info.at for info in exits) + FOREIGN_TERM_PATIENCE_S
+
+    def _patience_pump(self, now: float) -> float | None:
+        ends = self._patience_ends()
+        return ends if ends is not None and ends > now else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What a worker's process is to be started with."""
+
+    local_rank: int
+    env: dict[str, str]
+    """All of its environment."""
+    cwd: str | None
+    stdout_fd: int | None
+    stderr_fd: int | None
+    """`None`: this process' own."""
+    cpus: frozenset[int] | None
+    """The CPUs that the calling thread is bound to for it; `None` if it is not."""
+
+
+def _by_sigterm(info: ExitInfo) -> bool:
+    return info.signal == signal.SIGTERM or info.exit_code == 128 + signal.SIGTERM
 
 
 def _require_ranks(what: str, by_rank: Mapping[int, object], nprocs: int) -> None:

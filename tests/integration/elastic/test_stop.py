@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pytest
 
 from agentd.elastic import SignalException, StopRequested, WorkerState
-from agentd.elastic.multiprocessing.subprocess_context import FOREIGN_TERM_PATIENCE_S
+from agentd.elastic.multiprocessing.context import FOREIGN_TERM_PATIENCE_S
 from agentd.elastic.rendezvous import RendezvousInfo, WorkerStart
 from agentd.procs import tree
 from agentd.procs.crew import LEFTOVER_GRACE_S, UnkillableWorkers

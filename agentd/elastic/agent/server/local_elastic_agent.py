@@ -13,7 +13,7 @@ from agentd.api.states import WorkerState
 from agentd.elastic.agent.server.api import RunResult, SimpleElasticAgent, WorkerGroup, WorkerSpec
 from agentd.elastic.agent.server.stopping import StopRequest
 from agentd.elastic.agent.server.worker_env import with_macros, worker_env
-from agentd.elastic.multiprocessing import LogsSpecs, SubprocessContext
+from agentd.elastic.multiprocessing import LogsSpecs, PContext, create_context
 from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
 from agentd.elastic.rendezvous.coordinated import WorkerExit, WorkerStart
 from agentd.procs.exits import ExitInfo
@@ -62,7 +62,7 @@ class LocalElasticAgent(SimpleElasticAgent):
         self._token = token or os.urandom(16).hex()
         self._cgroup = cgroup
         self._owns_descendants = owns_descendants
-        self._pcontext: SubprocessContext | None = None
+        self._pcontext: PContext | None = None
         self._early_exits: list[WorkerExit] | None = None
         """Of workers that ended while others were being started. None: no start is under way."""
 
@@ -90,7 +90,7 @@ class LocalElasticAgent(SimpleElasticAgent):
             )
             for worker in worker_group.workers
         }
-        context = self._pcontext = SubprocessContext(
+        context = self._pcontext = create_context(
             spec.role,
             self._program,
             {worker.local_rank: with_macros(spec.args, worker.local_rank) for worker in worker_group.workers},
@@ -148,7 +148,7 @@ class LocalElasticAgent(SimpleElasticAgent):
         if self._pcontext is not None:
             self._pcontext.stop(request.signal, request.deadline)
 
-    def _tell_started(self, group: WorkerGroup, context: SubprocessContext) -> None:
+    def _tell_started(self, group: WorkerGroup, context: PContext) -> None:
         if self._coordinated is None:
             return
         starts = []

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from types import FrameType
 
-from agentd.elastic.multiprocessing.api import SignalException
+from agentd.elastic.multiprocessing.signals import SignalException, handling, signals_to_handle
 
-log = logging.getLogger(__name__)
-
-SIGNALS_VARIABLE = "TORCHELASTIC_SIGNALS_TO_HANDLE"
-DEFAULT_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
+__all__ = ["StopControl", "StopRequest", "StopRequested", "handling", "signals_to_handle"]
 
 
 class StopRequested(BaseException):
@@ -48,11 +40,7 @@ class StopRequest:
 
     def as_error(self) -> SignalException | None:
         """What `run` raises for it; `None` for a stop that no signal asked for."""
-        if self.from_signal is None:
-            return None
-        return SignalException(
-            f"Process {os.getpid()} got signal: {self.from_signal}", signal.Signals(self.from_signal)
-        )
+        return None if self.from_signal is None else SignalException.of(self.from_signal)
 
 
 class StopControl:
@@ -138,37 +126,3 @@ class StopControl:
             yield
         finally:
             self.in_foreign_code = False
-
-
-def signals_to_handle() -> tuple[signal.Signals, ...]:
-    """The signals that stop an agent: TORCHELASTIC_SIGNALS_TO_HANDLE, else torch's four."""
-    names = os.environ.get(SIGNALS_VARIABLE) or DEFAULT_SIGNALS
-    found = []
-    for name in filter(None, (part.strip() for part in names.split(","))):
-        try:
-            found.append(signal.Signals[name])
-        except KeyError:
-            log.warning("%s names no signal: %s", SIGNALS_VARIABLE, name)
-    return tuple(found)
-
-
-@contextlib.contextmanager
-def handling(signals: Sequence[signal.Signals], handler: Callable[[int], None]) -> Iterator[None]:
-    """Let `handler` take these signals for a while; the former handlers come back afterwards.
-
-    Python hands signals to the main thread only: on another one this does nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def take(signum: int, _frame: FrameType | None) -> None:
-        handler(signum)
-
-    former = {signum: signal.signal(signum, take) for signum in signals}
-    try:
-        yield
-    finally:
-        for signum, previous in former.items():
-            # None: a handler not made by Python, which signal.signal cannot put back.
-            signal.signal(signum, signal.SIG_DFL if previous is None else previous)
