@@ -1,4 +1,8 @@
-"""How agents of one run find each other and agree on a round."""
+"""How agents of one run find each other and agree on a round.
+
+`registry.get_rendezvous_handler` makes a handler by name; `in_memory.InMemoryRendezvous` is for many agents
+of one process, `static_tcp_rendezvous.StaticTCPRendezvous` for agents whose ranks are known.
+"""
 
 from agentd.core.assignment import Assignment
 from agentd.elastic.rendezvous.api import (
@@ -7,14 +11,20 @@ from agentd.elastic.rendezvous.api import (
     RendezvousError,
     RendezvousGracefulExitError,
     RendezvousHandler,
+    RendezvousHandlerCreator,
+    RendezvousHandlerRegistry,
     RendezvousInfo,
+    RendezvousParameters,
     RendezvousStateError,
     RendezvousStoreInfo,
     RendezvousTimeoutError,
+    rendezvous_handler_registry,
 )
 from agentd.elastic.rendezvous.coordinated import (
     AssignedRendezvousInfo,
+    AttachedRendezvous,
     CoordinatedRendezvous,
+    RunEnded,
     Verdict,
     WorkerExit,
     WorkerStart,
@@ -23,17 +33,23 @@ from agentd.elastic.rendezvous.coordinated import (
 __all__ = [
     "AssignedRendezvousInfo",
     "Assignment",
+    "AttachedRendezvous",
     "CoordinatedRendezvous",
     "RendezvousClosedError",
     "RendezvousConnectionError",
     "RendezvousError",
     "RendezvousGracefulExitError",
     "RendezvousHandler",
+    "RendezvousHandlerCreator",
+    "RendezvousHandlerRegistry",
     "RendezvousInfo",
+    "RendezvousParameters",
     "RendezvousStateError",
     "RendezvousStoreInfo",
     "RendezvousTimeoutError",
+    "RunEnded",
     "Verdict",
     "WorkerExit",
     "WorkerStart",
+    "rendezvous_handler_registry",
 ]
