@@ -142,6 +142,7 @@ class HostSession:
             args=spec.argv[1:],
             max_restarts=spec.max_restarts,
             monitor_interval=spec.monitor_interval_s,
+            event_log_handler=JOURNAL,
             master_addr=spec.master_addr or None,
             master_port=spec.master_port or None,
         )

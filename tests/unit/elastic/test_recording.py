@@ -220,6 +220,12 @@ def test_the_end_tells_who_failed_and_how(kept: Kept, tmp_path: Path) -> None:
     assert (failed.metadata["total_run_time"], failed.metadata["agent_restarts"]) == (61, 2)
 
 
+def test_a_worker_that_left_no_error_file_is_told_by_its_exit_status(kept: Kept) -> None:
+    gone = ProcessFailure(1, 101, -9, "/nowhere")
+    GroupRecorder(spec()).ended(group(), RunResult(S.FAILED, failures={3: gone}), 0, 1)
+    assert "SIGKILL" in json.loads(str(kept.events[1].metadata["raw_error"]))["message"]
+
+
 def test_a_success_tells_exit_code_zero_even_without_a_value(kept: Kept) -> None:
     GroupRecorder(spec()).ended(group(), RunResult(S.SUCCEEDED), 0, 1)
     assert [(event.metadata["state"], inner(event)["exit_code"]) for event in kept.events] == [

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from agentd.api.states import WorkerState
 from agentd.elastic import metrics
 from agentd.elastic.agent.server.spec import RunResult, Worker, WorkerGroup, WorkerSpec
+from agentd.elastic.multiprocessing.errors.failure import NOT_AVAILABLE, ProcessFailure
 from agentd.elastic.sinks import tolerate
 
 if TYPE_CHECKING:
     from agentd.elastic.events import Event, EventMetadataValue
-    from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
 
 __all__ = ["GroupRecorder", "end_metrics", "end_state", "flakiness"]
 
@@ -234,4 +234,8 @@ def _about(worker: Worker | None) -> dict[str, Any]:
 
 
 def _raw_error(failure: ProcessFailure | None) -> str | None:
-    return None if failure is None else json.dumps(failure.error_file_data, default=str)
+    """The worker's own report; of one that left none, what its exit status says."""
+    if failure is None:
+        return None
+    left_none = failure.error_file == NOT_AVAILABLE
+    return json.dumps({"message": failure.message} if left_none else failure.error_file_data, default=str)
