@@ -6,18 +6,20 @@ worker or a message ends any wait at once; `monitor_interval` is only the longes
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from agentd.api.states import WorkerState
 from agentd.elastic.agent.server import ranks
 from agentd.elastic.agent.server.decisions import AloneDecisions, Decisions, SharedDecisions
+from agentd.elastic.agent.server.recording import GroupRecorder
 from agentd.elastic.agent.server.spec import RunResult, Worker, WorkerGroup, WorkerSpec
 from agentd.elastic.agent.server.stopping import (
     StopControl,
@@ -26,6 +28,7 @@ from agentd.elastic.agent.server.stopping import (
     handling,
     signals_to_handle,
 )
+from agentd.elastic.metrics import prof
 from agentd.elastic.multiprocessing.api import SignalException
 from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
 from agentd.elastic.rendezvous.api import RendezvousGracefulExitError
@@ -110,6 +113,7 @@ class SimpleElasticAgent(ElasticAgent):
         self._given_waiter = waiter
         self._live_waiter = waiter
         self._stops = StopControl(shutdown_timeout, self._hasten_stop, self._now)
+        self._recorder = GroupRecorder(spec)
         self._open_round: int | None = None  # the round that may have processes here
         handler = spec.rdzv_handler
         self._coordinated = handler if isinstance(handler, CoordinatedRendezvous) else None
@@ -158,6 +162,7 @@ class SimpleElasticAgent(ElasticAgent):
         if self._live_waiter is not None:
             self._live_waiter.wake()
 
+    @prof
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
         signals = signals_to_handle() if self._signals is None else self._signals
         waiter, began = self._waiter, self._now()
@@ -172,6 +177,7 @@ class SimpleElasticAgent(ElasticAgent):
             if self._given_waiter is None:
                 self._live_waiter = None
                 waiter.close()
+        self._record_end(result)
         return result
 
     def _own_failures(self) -> Mapping[int, ProcessFailure]:
@@ -209,6 +215,7 @@ class SimpleElasticAgent(ElasticAgent):
         while True:
             result = self._monitor_workers(group)
             group.state = result.state
+            self._recorder.step_metrics(result.state, self._remaining_restarts)
             if result.state is WorkerState.SUCCEEDED:
                 if self._decisions.done(group.round) is Verdict.END:
                     return result
@@ -230,6 +237,7 @@ class SimpleElasticAgent(ElasticAgent):
                 # Last, not first: what happened during the start is not announced again.
                 self._waiter.wait(self._now() + group.spec.monitor_interval)
 
+    @prof
     def _initialize_workers(self, worker_group: WorkerGroup) -> None:
         """Meet the others and start the workers."""
         while True:
@@ -247,18 +255,24 @@ class SimpleElasticAgent(ElasticAgent):
             for worker in worker_group.workers:
                 worker.id = ids[worker.local_rank]
             worker_group.state = WorkerState.HEALTHY
+            self._recorder.started(worker_group, self._restart_count)
             return
 
+    @prof
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         """Stop what runs of the round, then begin another."""
         self._stop_round(worker_group)
+        for worker in worker_group.workers:
+            worker.id = None  # what it named is gone
         worker_group.state = WorkerState.STOPPED
         self._initialize_workers(worker_group)
 
+    @prof
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         """Meet the others of the run and take a place among them."""
         spec = worker_group.spec
-        info = self._decisions.next_rendezvous()
+        with self._timed(self._recorder.rendezvous):
+            info = self._decisions.next_rendezvous()
         if isinstance(info, AssignedRendezvousInfo):
             place = info.assignment
             self._max_restarts = place.max_restarts
@@ -268,13 +282,15 @@ class SimpleElasticAgent(ElasticAgent):
         else:
             worker_group.round += 1
             worker_group.store = info.store
-            workers = self._assign_worker_ranks(info.store, info.rank, info.world_size, spec)
+            with self._timed(self._recorder.ranks_assigned):
+                workers = self._assign_worker_ranks(info.store, info.rank, info.world_size, spec)
         worker_group.workers = workers
         worker_group.group_rank = info.rank
         worker_group.group_world_size = info.world_size
         worker_group.master_addr = spec.master_addr or info.bootstrap_store_info.master_addr
         worker_group.master_port = spec.master_port or info.bootstrap_store_info.master_port
 
+    @prof
     def _assign_worker_ranks(
         self, store: Store, group_rank: int, group_world_size: int, spec: WorkerSpec
     ) -> list[Worker]:
@@ -337,6 +353,11 @@ class SimpleElasticAgent(ElasticAgent):
             self._decisions.failed_late(gone, self._own_failures())
         self._decisions.gone(gone)
 
+    def _record_end(self, result: RunResult) -> None:
+        group, restarts = self._worker_group, self._restart_count
+        self._recorder.ended(group, result, restarts, self._total_execution_time)
+        self._recorder.end_metrics(result, self._remaining_restarts)
+
     # Waiting.
 
     def _attach_rendezvous(self) -> None:
@@ -357,3 +378,11 @@ class SimpleElasticAgent(ElasticAgent):
         if self._live_waiter is None:
             self._live_waiter = Waiter()
         return self._live_waiter
+
+    @contextlib.contextmanager
+    def _timed(self, record: Callable[[WorkerGroup, int], object]) -> Iterator[None]:
+        began = self._now()
+        try:
+            yield
+        finally:
+            record(self._worker_group, round((self._now() - began) * 1000))
