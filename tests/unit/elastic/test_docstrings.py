@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,14 @@ def test_the_page_shows_signatures_members_and_links(shop: Source) -> None:
     assert "LIMIT: int = 3" in page
     assert "**`_count() -> int`** *(abstract)*" in page, "who extends a class must know its abstract methods"
     assert "_own" not in page
+
+
+def test_every_link_of_the_page_leads_somewhere() -> None:
+    page = apidoc.render(Source())
+    anchors = re.findall(r'<a id="([^"]+)">', page)
+    assert len(anchors) == len(set(anchors))
+    assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= set(anchors)
+    assert all((apidoc.PAGE.parent / name).is_file() for name in re.findall(r"\]\(([^)#]+\.md)\)", page))
 
 
 def test_an_override_without_words_keeps_the_promise_of_its_base(shop: Source) -> None:
