@@ -234,22 +234,31 @@ def _tidy(db: sqlite3.Connection) -> None:
             "(SELECT run_id, incarnation FROM runs ORDER BY ended, incarnation DESC LIMIT ?)",
             (KEPT_RUNS,),
         )
-        for table in ("groups", "hub", "elastic_events"):
+        for table in ("groups", "hub"):
             db.execute(
                 f"DELETE FROM {table} WHERE (run_id, incarnation) NOT IN "
                 "(SELECT run_id, incarnation FROM runs)"
             )
         db.execute("DELETE FROM events WHERE id <= (SELECT MAX(id) FROM events) - ?", (KEPT_EVENTS,))
-        db.execute(
-            "DELETE FROM elastic_events WHERE id <= (SELECT MAX(id) FROM elastic_events) - ?",
-            (KEPT_ELASTIC_EVENTS_IN_ALL,),
-        )
-        db.execute(
-            "DELETE FROM elastic_events WHERE id IN (SELECT id FROM (SELECT id, ROW_NUMBER() OVER "
-            "(PARTITION BY run_id, incarnation ORDER BY id DESC) AS place FROM elastic_events) "
-            "WHERE place > ?)",
-            (KEPT_ELASTIC_EVENTS,),
-        )
+        _tidy_elastic_events(db)
+
+
+def _tidy_elastic_events(db: sqlite3.Connection) -> None:
+    """Bound them as a whole and by incarnation, and forget those of forgotten runs."""
+    db.execute(
+        "DELETE FROM elastic_events WHERE id <= (SELECT MAX(id) FROM elastic_events) - ?",
+        (KEPT_ELASTIC_EVENTS_IN_ALL,),
+    )
+    runs = set(db.execute("SELECT run_id, incarnation FROM runs"))
+    counted = db.execute("SELECT run_id, incarnation, COUNT(*) FROM elastic_events GROUP BY 1, 2").fetchall()
+    for run_id, incarnation, count in counted:
+        kept = KEPT_ELASTIC_EVENTS if (run_id, incarnation) in runs else 0
+        if count > kept:
+            db.execute(
+                "DELETE FROM elastic_events WHERE run_id = ? AND incarnation = ? AND id NOT IN "
+                "(SELECT id FROM elastic_events WHERE run_id = ? AND incarnation = ? ORDER BY id DESC LIMIT ?)",
+                (run_id, incarnation, run_id, incarnation, kept),
+            )
 
 
 def _write(db: sqlite3.Connection, record: Record) -> None:

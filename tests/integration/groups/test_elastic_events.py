@@ -100,6 +100,12 @@ async def test_events_go_with_their_run(tmp_path: Path) -> None:
     await journal.close()
     assert (sequences(tmp_path), sequences(tmp_path, 2)) == ([], [1])
 
+    journal = await started(tmp_path)
+    await journal.write(event_row(1, 9))  # of a run that is forgotten already
+    await journal.close()
+    await (await started(tmp_path)).close()
+    assert (sequences(tmp_path, 9), sequences(tmp_path, 2)) == ([], [1])
+
 
 async def test_a_file_of_an_agentd_without_such_events_keeps_all_it_has(tmp_path: Path) -> None:
     group = GroupRow(run_id="job", incarnation=1, role="default", phase=Phase.RUNNING, token="t")
