@@ -256,7 +256,8 @@ def _tidy_elastic_events(db: sqlite3.Connection) -> None:
         if count > kept:
             db.execute(
                 "DELETE FROM elastic_events WHERE run_id = ? AND incarnation = ? AND id NOT IN "
-                "(SELECT id FROM elastic_events WHERE run_id = ? AND incarnation = ? ORDER BY id DESC LIMIT ?)",
+                "(SELECT id FROM elastic_events WHERE run_id = ? AND incarnation = ? "
+                "ORDER BY id DESC LIMIT ?)",
                 (run_id, incarnation, run_id, incarnation, kept),
             )
 
