@@ -32,12 +32,19 @@ class WorkerState(str, enum.Enum):
     """torch's `WorkerState`: the state of a worker, or of a group of them."""
 
     UNKNOWN = "UNKNOWN"
+    """What became of it cannot be told: nothing can be asked, or it is lost."""
     INIT = "INIT"
+    """Made, and not started yet."""
     HEALTHY = "HEALTHY"
+    """Running, and as far as anybody knows well."""
     UNHEALTHY = "UNHEALTHY"
+    """Running, and stuck: in uninterruptible sleep for too long."""
     STOPPED = "STOPPED"
+    """Stopped from outside: for a restart, or for good."""
     SUCCEEDED = "SUCCEEDED"
+    """Ended well, all of it."""
     FAILED = "FAILED"
+    """Ended badly."""
 
     def __str__(self) -> str:
         return self.value
