@@ -87,6 +87,7 @@ def run_spec_to_message(spec: types.RunSpec) -> run.RunSpec:
         monitor_interval=_optional_duration(spec.monitor_interval),
         labels=dict(spec.labels),
         no_rejoin=spec.no_rejoin,
+        external_agents=spec.external_agents,
     )
 
 
@@ -105,6 +106,7 @@ def run_spec_from_message(message: run.RunSpec) -> types.RunSpec:
         monitor_interval=_duration_field(message, "monitor_interval"),
         labels=dict(message.labels),
         no_rejoin=message.no_rejoin,
+        external_agents=message.external_agents,
     )
 
 

@@ -130,6 +130,8 @@ class RunSpec:
     monitor_interval: float | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     no_rejoin: bool = False
+    external_agents: bool = False
+    """Its members are agents of the elastic library in processes of their own; roles have a name only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

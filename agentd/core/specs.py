@@ -58,7 +58,10 @@ def validate(spec: RunSpec) -> None:
         raise InvalidSpec("roles", f"a run has 1 to {MAX_ROLES} roles, this has {len(spec.roles)}")
     _check_unique("roles", "role", [role.role for role in spec.roles])
     for role in spec.roles:
-        _check_role(role, spec)
+        if spec.external_agents:
+            _check_external_role(role, spec)
+        else:
+            _check_role(role, spec)
     _check_rendezvous(spec)
     _check_range("max_restarts", spec.max_restarts, 0, MAX_RESTARTS)
     if spec.max_membership_changes is not None:
@@ -173,6 +176,17 @@ def _check_role(role: RoleSpec, spec: RunSpec) -> None:
     _check_text(f"{where}.log_dir", role.log_dir)
     if role.log_dir and not role.log_dir.startswith("/"):
         raise InvalidSpec(f"{where}.log_dir", f"{shortened(role.log_dir)} is not an absolute path")
+
+
+def _check_external_role(role: RoleSpec, spec: RunSpec) -> None:
+    check_name("roles.role", role.role)
+    if spec.nodes:
+        raise InvalidSpec(
+            "nodes", "agents of their own (external_agents) are not listed; give only the sizes"
+        )
+    if role != RoleSpec(role=role.role, command=Command(entrypoint="")):
+        problem = "agents of their own (external_agents) know what they run: the role has a name and no more"
+        raise InvalidSpec(f"roles[{role.role}]", problem)
 
 
 def _check_local_world_size(field: str, size: LocalWorldSize) -> None:

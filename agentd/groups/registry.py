@@ -182,6 +182,7 @@ class Registry:
         async with lock:
             if request.join:
                 request = await self._asked_of_hub(request)
+            _check_external(request)
             known = await self._known(request)
             if known is not None:
                 return known, False
@@ -383,8 +384,9 @@ class Registry:
     async def _plan(self, request: RunRequest) -> tuple[RolePlan, ...]:
         spec, machine = request.spec, self._machine
         assert machine is not None, "start comes first"
-        if spec.nodes and not request.node_name and not request.join:
-            # The list names other nodes: this one is their hub and nothing else.
+        elsewhere = spec.nodes and not request.node_name and not request.join
+        if spec.external_agents or elsewhere:
+            # This node is the hub of other nodes, or of agents in processes of their own, and nothing else.
             plans: tuple[RolePlan, ...] = ()
         else:
             planning = self._in_thread(
@@ -499,3 +501,13 @@ class Registry:
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _check_external(request: RunRequest) -> None:
+    """Raise for a part in a run whose agents start workers by themselves: a node is its hub or nothing."""
+    if request.spec.external_agents and (request.join or request.hub_address):
+        problem = (
+            "no node takes part in this run, its agents are processes of their own: start one more of them "
+            "with the hub's address as its rendezvous endpoint"
+        )
+        raise InvalidSpec("external_agents", problem)

@@ -197,6 +197,7 @@ class RunSpec(google.protobuf.message.Message):
     MONITOR_INTERVAL_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     NO_REJOIN_FIELD_NUMBER: builtins.int
+    EXTERNAL_AGENTS_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """Chosen by the caller; torch's run id. 1 to 128 characters of
     [A-Za-z0-9._-], not starting with a dot.
@@ -207,6 +208,11 @@ class RunSpec(google.protobuf.message.Message):
     """Membership changes that lead to a restart. Unset: unlimited."""
     no_rejoin: builtins.bool
     """A node that was lost and comes back stays out. Default: it rejoins."""
+    external_agents: builtins.bool
+    """Its members are agents of the elastic library, each in a process of its
+    own. The node that is asked for the run is its hub and starts nothing, so
+    that the roles have a name only and `nodes` is empty.
+    """
     @property
     def roles(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RoleSpec]:
         """The kinds of workers. Most runs have one. Role names are unique."""
@@ -248,9 +254,10 @@ class RunSpec(google.protobuf.message.Message):
         monitor_interval: google.protobuf.duration_pb2.Duration | None = ...,
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         no_rejoin: builtins.bool = ...,
+        external_agents: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_max_membership_changes", b"_max_membership_changes", "max_membership_changes", b"max_membership_changes", "monitor_interval", b"monitor_interval", "rendezvous", b"rendezvous", "stop_grace", b"stop_grace"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_membership_changes", b"_max_membership_changes", "labels", b"labels", "max_membership_changes", b"max_membership_changes", "max_restarts", b"max_restarts", "monitor_interval", b"monitor_interval", "no_rejoin", b"no_rejoin", "nodes", b"nodes", "rendezvous", b"rendezvous", "roles", b"roles", "run_id", b"run_id", "stop_grace", b"stop_grace"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_max_membership_changes", b"_max_membership_changes", "external_agents", b"external_agents", "labels", b"labels", "max_membership_changes", b"max_membership_changes", "max_restarts", b"max_restarts", "monitor_interval", b"monitor_interval", "no_rejoin", b"no_rejoin", "nodes", b"nodes", "rendezvous", b"rendezvous", "roles", b"roles", "run_id", b"run_id", "stop_grace", b"stop_grace"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_max_membership_changes", b"_max_membership_changes"]) -> typing.Literal["max_membership_changes"] | None: ...
 
 global___RunSpec = RunSpec
@@ -628,7 +635,9 @@ class NodeStatus(google.protobuf.message.Message):
     node_id: builtins.str
     """The node's own name for itself."""
     address: builtins.str
-    """Where other machines reach its agentd."""
+    """Where other machines reach its agentd. Empty: it has none, see
+    RunSpec.external_agents.
+    """
     phase: global___Phase.ValueType
     """The least advanced phase of its groups."""
     detached: builtins.bool
