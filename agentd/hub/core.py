@@ -49,12 +49,18 @@ def begin(plan: RunPlan, now: float, record: HubRecord | None = None) -> RunStat
         reason=record.reason,
         join_deadline=now + plan.join_timeout,
     )
-    return _waiting_for_the_last_round(state, record, now) if record.members and not record.outcome else state
+    if record.outcome or not record.members:
+        return state
+    state = _with_the_last_round(state, record, now)
+    # Workers of agentd's own do not outlive it yet: with the hub's agentd a part of the round may be gone.
+    if plan.spec.external_agents and not record.stopping:
+        return _running_on(state)
+    return _waiting_for_the_last_round(state, now)
 
 
-def _waiting_for_the_last_round(state: RunState, record: HubRecord, now: float) -> RunState:
-    """Its nodes may still run it: each says that it is gone, or is lost, before another one forms."""
-    plan = state.plan
+def _with_the_last_round(state: RunState, record: HubRecord, now: float) -> RunState:
+    """Its nodes may still run it, and have some time to come back."""
+    window = state.plan.return_window
     nodes: dict[str, Node] = {}
     for member in record.members:
         known = nodes.get(member.node_id)
@@ -64,20 +70,31 @@ def _waiting_for_the_last_round(state: RunState, record: HubRecord, now: float) 
             epoch=0,
             address=member.address,
             name=member.name,
-            reattach_window=plan.return_window,
+            reattach_window=window,
             sizes={**(known.sizes if known else {}), member.role: member.local_world_size},
         )
-    order = tuple(MemberKey(member.node_id, member.role) for member in record.members)
+    return replace(
+        state,
+        nodes=nodes,
+        detached=dict.fromkeys(nodes, now + window),
+        order=tuple(MemberKey(member.node_id, member.role) for member in record.members),
+        join_deadline=None,
+    )
+
+
+def _running_on(state: RunState) -> RunState:
+    """The round goes on with those who come back; whoever does not is lost."""
+    return replace(state, beat=Beat.RUNNING, reason="", live=dict.fromkeys(state.order))
+
+
+def _waiting_for_the_last_round(state: RunState, now: float) -> RunState:
+    """Each of its nodes says that it is gone, or is lost, before another one forms."""
     return replace(
         state,
         beat=Beat.STOPPING,
         reason="the hub began again",
-        nodes=nodes,
-        detached=dict.fromkeys(nodes, now + plan.return_window),
-        order=order,
-        owing=dict.fromkeys(order),
-        join_deadline=None,
-        answer_deadline=now + plan.stop_grace + plan.answer_limit,
+        owing=dict.fromkeys(state.order),
+        answer_deadline=now + state.plan.stop_grace + state.plan.answer_limit,
     )
 
 

@@ -24,7 +24,7 @@ from agentd.hub.rounds import (
     room_for_one_more,
     round_failed,
 )
-from agentd.hub.state import Beat, MemberKey, Offer, Received, Send
+from agentd.hub.state import Beat, MemberKey, Offer, Place, Received, Send
 from agentd.hub.turn import Turn, with_, without
 
 
@@ -67,8 +67,9 @@ def _ready(turn: Turn, key: MemberKey, message: MemberReady) -> None:
     offer = Offer(message.local_world_size, message.master_port)
     _remember_size(turn, key, message.local_world_size)
     if key in state.live:
-        if state.live[key].offer == offer:
-            _place_again(turn, key)
+        place = state.live[key]
+        if place is not None and place.offer == offer:
+            _place_again(turn, key, place)
         else:
             membership_changed(turn, f"{turn.label(key)} came back without its workers")
     elif key not in state.owing and key not in state.done:
@@ -82,10 +83,11 @@ def _gone(turn: Turn, key: MemberKey, message: RoundGone) -> None:
         if state.beat is Beat.ENDING or message.round == state.round:
             _answered(turn, key, message)
     elif key in state.live:
+        place = state.live[key]
         if message.round == state.round:
             _gone_unasked(turn, key, message)
-        elif message.master_port == state.live[key].offer.master_port:
-            _place_again(turn, key)
+        elif place is not None and message.master_port == place.offer.master_port:
+            _place_again(turn, key, place)
     elif key in state.waiting:
         if message.round == state.round:
             _offer_again(turn, key, message)
@@ -117,9 +119,9 @@ def _gone_unasked(turn: Turn, key: MemberKey, message: RoundGone) -> None:
     _offer_again(turn, key, message)
 
 
-def _place_again(turn: Turn, key: MemberKey) -> None:
+def _place_again(turn: Turn, key: MemberKey, place: Place) -> None:
     """It still waits for its place: the stream broke before the assignment arrived."""
-    turn.emit(Send(key.node_id, turn.state.live[key].assignment))
+    turn.emit(Send(key.node_id, place.assignment))
 
 
 def _offer_again(turn: Turn, key: MemberKey, message: RoundGone) -> None:

@@ -67,6 +67,11 @@ def full(state: RunState) -> str:
     return f"the round is full ({len(state.live)} members); waiting for the next one"
 
 
+def external_workers(count: int) -> str:
+    """What is known of the workers of an agent in a process of its own."""
+    return f"{count} worker{'' if count == 1 else 's'}, known to their own agent only"
+
+
 def names(items: Sequence[str]) -> str:
     """Names in a row, or how many more there are."""
     if not items:

@@ -113,6 +113,8 @@ class HubRecord:
     reason: str = ""
     members: tuple[RecordedMember, ...] = ()
     """By group rank."""
+    stopping: bool = False
+    """The round was being stopped, so its members may know that it is over."""
 
 
 def _nothing() -> Mapping[K, V]:
@@ -138,8 +140,8 @@ class RunState:
 
     waiting: Mapping[MemberKey, Offer] = field(default_factory=_nothing)
     """Want a place and run nothing, in order of arrival."""
-    live: Mapping[MemberKey, Place] = field(default_factory=_nothing)
-    """Have a place in the running round."""
+    live: Mapping[MemberKey, Place | None] = field(default_factory=_nothing)
+    """Have a place in the running round; None: given by an earlier agentd, which did not write it down."""
     done: Mapping[MemberKey, Place | None] = field(default_factory=_nothing)
     """Succeeded in the running round."""
     owing: Mapping[MemberKey, Place | None] = field(default_factory=_nothing)

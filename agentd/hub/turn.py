@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from agentd.hub.messages import HubMessage
-from agentd.hub.state import Effect, HubRecord, Journal, MemberKey, RecordedMember, RunState, Send
+from agentd.hub.state import Beat, Effect, HubRecord, Journal, MemberKey, RecordedMember, RunState, Send
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -48,6 +48,7 @@ class Turn:
                     outcome=state.outcome,
                     reason=state.reason,
                     members=tuple(_recorded(state)),
+                    stopping=state.beat is not Beat.RUNNING,
                 )
             )
         )

@@ -85,8 +85,9 @@ def _missing(state: RunState) -> tuple[str, ...]:
 
 def _nodes(state: RunState) -> tuple[NodeStatus, ...]:
     ranks = {key: rank for rank, key in enumerate(state.order)}
-    here = [_node(state, node, ranks) for node in state.nodes.values()]
-    gone = [_absent(node_id, absent) for node_id, absent in state.absent.items()]
+    # A hub of runs that others take part in has a session too, to know how they stand, and offers no member.
+    here = [_node(state, node, ranks) for node in state.nodes.values() if node.sizes]
+    gone = [_absent(state, node_id, absent) for node_id, absent in state.absent.items()]
     return (*here, *gone)
 
 
@@ -105,19 +106,31 @@ def _node(state: RunState, node: Node, ranks: Mapping[MemberKey, int]) -> NodeSt
                 worker_state=worker_state(phase),
                 group_rank=ranks.get(key) if placed else None,
                 round=state.round if placed and key in ranks else 0,
-                reason=state.out.get(key, ""),
+                reason=state.out.get(key, "") or _where_workers_are(state, node, key),
                 local_world_size=node.sizes.get(role, 0),
             )
         )
     return NodeStatus(
         node_id=node.node_id,
-        address=node.address,
+        address=_agentd_of(state, node.address),
         name=node.name,
         phase=least_advanced(group.phase for group in groups) if groups else Phase.PENDING,
         detached=node.node_id in state.detached,
         reason="; ".join(group.reason for group in groups if group.reason),
         groups=tuple(groups),
     )
+
+
+def _where_workers_are(state: RunState, node: Node, key: MemberKey) -> str:
+    """Of external agents no node shows a worker, so the group says why."""
+    if not state.plan.spec.external_agents or key not in state.live:
+        return ""
+    return sentences.external_workers(node.sizes.get(key.role, 0))
+
+
+def _agentd_of(state: RunState, address: str) -> str:
+    """Where the agentd of a member answers: an external agent has none, only a machine for MASTER_ADDR."""
+    return "" if state.plan.spec.external_agents else address
 
 
 def _group_phase(state: RunState, key: MemberKey, ranks: Mapping[MemberKey, int]) -> Phase | None:
@@ -138,8 +151,11 @@ def _group_phase(state: RunState, key: MemberKey, ranks: Mapping[MemberKey, int]
     return None
 
 
-def _absent(node_id: str, absent: Absent) -> NodeStatus:
-    phase = Phase.LOST if absent.lost else Phase.STOPPED
+def _absent(state: RunState, node_id: str, absent: Absent) -> NodeStatus:
     return NodeStatus(
-        node_id=node_id, address=absent.address, name=absent.name, phase=phase, reason=absent.reason
+        node_id=node_id,
+        address=_agentd_of(state, absent.address),
+        name=absent.name,
+        phase=Phase.LOST if absent.lost else Phase.STOPPED,
+        reason=absent.reason,
     )
