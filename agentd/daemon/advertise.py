@@ -7,11 +7,11 @@ the resolver are never guessed: a host's own idea of its name often means nothin
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Sequence
 
 from agentd.api.targets import Target, parse_target
 from agentd.daemon.listen import is_loopback, is_wildcard
+from agentd.hub.route import local_address_to
 
 LOOPBACK = "127.0.0.1"
 _ELSEWHERE = ("192.0.2.1", "2001:db8::1")
@@ -70,22 +70,6 @@ class AdvertisedAddress:
         serving = [t for t in self._tcp if t.host == host or is_wildcard(t.host)] or self._tcp
         # Without any TCP port only the workers are there.
         return str(Target(host=host, port=serving[0].port if serving else 0))
-
-
-def local_address_to(host: str, port: int) -> str:
-    """The address this machine would speak from; empty where there is no way. May ask the resolver."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    except OSError:
-        return ""
-    for family, kind, protocol, _, address in found:
-        try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.connect(address)
-                return str(probe.getsockname()[0])
-        except OSError:
-            continue
-    return ""
 
 
 async def _route_to(target: Target) -> str:
