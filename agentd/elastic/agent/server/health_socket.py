@@ -23,15 +23,15 @@ CONNECTIONS = 64
 """Open at once; more wait in the kernel's queue."""
 CONNECTION_S = 5.0
 """The life of a connection, its farewell included."""
-HEAD_START_S = 0.5
-"""How long a connection may keep others waiting before it has asked anything."""
+HEAD_START_S = 0.2
+"""How long a connection may keep others waiting before it has asked. A probe asks as soon as it is there."""
 ACCEPTS_PER_TURN = 16
 RECEIVE_BYTES = 4096
 DISCARD_LIMIT = 65536
 """Bytes that a client may still send after it was answered."""
 RETRY_S = 1.0
 """Until the next attempt to accept after the process ran out of descriptors."""
-_BACKLOG = 128
+_BACKLOG = 1024  # a SYN that finds no room is sent again a second later
 _NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 
 
