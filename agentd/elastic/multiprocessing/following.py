@@ -69,11 +69,14 @@ class Follower:
 
     def _read_some(self) -> bytes:
         room = CHUNK if self._end is None else min(CHUNK, self._end - self._position)
-        data = os.read(self._fd, room) if room > 0 else b""
-        self._position += len(data)
-        if not data and self._end is None and os.fstat(self._fd).st_size < self._position:
+        if room <= 0:
+            return b""
+        data = os.read(self._fd, room)
+        if not data and os.fstat(self._fd).st_size < self._position:
             # Somebody cut the file short to save space: it goes on from its beginning.
             self._position = os.lseek(self._fd, 0, os.SEEK_SET)
+            data = os.read(self._fd, room)
+        self._position += len(data)
         return data
 
     def _break(self, error: Exception) -> None:

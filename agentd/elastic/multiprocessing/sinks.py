@@ -13,28 +13,44 @@ from typing import Protocol, TextIO
 
 STALL_S = 2.0
 """How long a stopped sink waits for a console that takes nothing."""
+STOP_TIMEOUT_S = 30.0
+"""How long it waits for one that takes what is left, but slowly."""
+
+_RETRY_S = 0.01
 
 
 class SinkStuck(Exception):
-    """The console took nothing for `STALL_S`, or not all in time, after the stop."""
+    """The console took nothing for `STALL_S`, or not all in `STOP_TIMEOUT_S`, after the stop."""
 
 
 class Stop:
-    """Told once, from any thread; `fileno` is readable from then on."""
+    """Told once, from any thread; `fileno` is readable from then on. Has the patience with a console."""
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.deadline: float | None = None
-        """On the monotonic clock: when even a console that still takes something is given up."""
+        self.told_at: float | None = None
+        """On the monotonic clock."""
+        self._moved_at = 0.0
 
     def fileno(self) -> int:
         """To wait on."""
         return self._fd
 
-    def set(self, deadline: float) -> None:
-        """Tell it."""
-        self.deadline = deadline
-        os.eventfd_write(self._fd, 1)
+    def tell(self) -> None:
+        """Tell it. Harmless when repeated."""
+        if self.told_at is None:
+            self.told_at = time.monotonic()
+            os.eventfd_write(self._fd, 1)
+
+    def moved(self) -> None:
+        """The console took something."""
+        self._moved_at = time.monotonic()
+
+    def patience_s(self) -> float:
+        """How much longer the console is waited for, after this was told."""
+        told_at = self.told_at or 0.0
+        given_up_at = min(told_at + STOP_TIMEOUT_S, max(told_at, self._moved_at) + STALL_S)
+        return given_up_at - time.monotonic()
 
     def wait(self, timeout_s: float, *others: int) -> bool:
         """Wait for this or one of `others` to become readable; tells whether this was told."""
@@ -42,7 +58,7 @@ class Stop:
         for fd in (self._fd, *others):
             poll.register(fd, select.POLLIN)
         poll.poll(timeout_s * 1000)
-        return self.deadline is not None
+        return self.told_at is not None
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -64,15 +80,25 @@ def sink_for(dst: TextIO, stop: Stop) -> Sink:
     # Only the plain class: others (notebooks, captures) have a descriptor that is not where their text goes.
     if type(dst) is io.TextIOWrapper and not "".encode(dst.encoding):
         with contextlib.suppress(OSError, ValueError):
-            return DescriptorSink(fcntl.fcntl(dst.fileno(), fcntl.F_DUPFD_CLOEXEC, 3), dst.encoding, stop)
-    return TextSink(dst)
+            return DescriptorSink(_own_descriptor(dst.fileno()), dst.encoding, stop)
+    return TextSink(dst, stop)
+
+
+def _own_descriptor(fd: int) -> int:
+    """One that does not block, if the kernel gives us one apart from what others have of the same console."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        with contextlib.suppress(OSError):
+            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 class TextSink:
     """Any object with a `write`."""
 
-    def __init__(self, dst: TextIO) -> None:
+    def __init__(self, dst: TextIO, stop: Stop | None = None) -> None:
         self._dst = dst
+        self._stop = stop
 
     def write(self, text: str) -> None:
         try:
@@ -80,6 +106,8 @@ class TextSink:
         except UnicodeEncodeError as error:
             self._dst.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         self._dst.flush()
+        if self._stop is not None:
+            self._stop.moved()
 
     def close(self) -> None: ...
 
@@ -101,8 +129,13 @@ class DescriptorSink:
         while data:
             if not self._is_file:
                 self._wait_writable()
-            with contextlib.suppress(BlockingIOError):
+            try:
                 data = data[os.write(self._fd, data if self._is_file else _portion(data)) :]
+            except BlockingIOError:
+                # A terminal with room for less than the next character needs says that it has room.
+                time.sleep(_RETRY_S)
+            else:
+                self._stop.moved()
 
     def close(self) -> None:
         os.close(self._fd)
@@ -110,14 +143,13 @@ class DescriptorSink:
     def _wait_writable(self) -> None:
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
-        if self._stop.deadline is None:
+        if self._stop.told_at is None:
             poll.register(self._stop.fileno(), select.POLLIN)
             if any(fd == self._fd for fd, _ in poll.poll()):
                 return
             poll.unregister(self._stop.fileno())
-        assert self._stop.deadline is not None
-        left_s = self._stop.deadline - time.monotonic()
-        if left_s <= 0 or not poll.poll(min(STALL_S, left_s) * 1000):
+        left_s = self._stop.patience_s()
+        if left_s <= 0 or not poll.poll(left_s * 1000):
             raise SinkStuck
 
 

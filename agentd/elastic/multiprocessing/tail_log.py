@@ -5,24 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TextIO
 
 from agentd.elastic.multiprocessing.following import Follower
 from agentd.elastic.multiprocessing.lines import LineFilter, LineMerger, Piece
-from agentd.elastic.multiprocessing.sinks import STALL_S, Sink, SinkStuck, Stop, TextSink, sink_for
+from agentd.elastic.multiprocessing.sinks import Sink, SinkStuck, Stop, TextSink, sink_for
 from agentd.procs.inotify import Inotify
 
 __all__ = ["TailLog", "tail_logfile"]
 
 log = logging.getLogger(__name__)
 
-STOP_TIMEOUT_S = 30.0
-"""How long `TailLog.stop` waits at most, for a console that takes what is left, but slowly."""
-
 _GATHER_S = 0.01  # lines that come one by one are written together
 _LOOK_ANYWAY_S = 1.0
+_THREADS_OWN_END_S = 0.5  # beyond the patience with the console, in which the thread gives up by itself
 
 
 def _every_line(_line: str) -> bool:
@@ -66,7 +63,6 @@ class TailLog:
         self._merger = LineMerger()
         self._stop: Stop | None = None
         self._thread: threading.Thread | None = None
-        self._written = 0  # only to see whether it moves
         self._stopped = False
 
     def start(self) -> TailLog:
@@ -86,8 +82,8 @@ class TailLog:
 
     def ask_stop(self) -> None:
         """Begin to stop without waiting; `stop` then waits. Harmless when repeated."""
-        if self._stop is not None and self._stop.deadline is None:
-            self._stop.set(time.monotonic() + STOP_TIMEOUT_S)
+        if self._stop is not None:
+            self._stop.tell()
 
     def stop(self) -> None:
         """Return when all that was written before is out. Harmless when repeated.
@@ -107,11 +103,8 @@ class TailLog:
         return self._stopped
 
     def _join(self, thread: threading.Thread, stop: Stop) -> None:
-        written = -1
-        deadline = stop.deadline or 0.0
-        while thread.is_alive() and written != self._written and time.monotonic() < deadline:
-            written = self._written
-            thread.join(STALL_S + 0.5)
+        while thread.is_alive() and (left_s := stop.patience_s() + _THREADS_OWN_END_S) > 0:
+            thread.join(left_s)
         if thread.is_alive():
             self._warn_given_up()
 
@@ -133,7 +126,7 @@ class TailLog:
 
     def _copy(self, sink: Sink, stop: Stop, watcher: Inotify) -> None:
         watched: set[int] = set()
-        while stop.deadline is None:
+        while stop.told_at is None:
             for rank, _, follower in self._sources:
                 # Before it is read: what is written after the reading is then told.
                 if rank not in watched and follower.opened() and watcher.add(follower.path) is not None:
@@ -160,7 +153,6 @@ class TailLog:
         text = "".join([self._merger.put(rank, prefix, piece) for piece in pieces])
         if text:
             sink.write(text)
-            self._written += 1
 
     def _wait(self, stop: Stop, watcher: Inotify, *, all_watched: bool) -> None:
         timeout_s = max(self._interval_s, _LOOK_ANYWAY_S) if all_watched else self._interval_s
