@@ -1,4 +1,4 @@
-"""Who decides what becomes of a round: the rendezvous where it coordinates, else the agent alone as in torch."""
+"""Who decides what becomes of a round: a rendezvous that coordinates, else the agent alone, as in torch."""
 
 from __future__ import annotations
 

@@ -5,27 +5,46 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import string
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from agentd.api.states import WorkerState
-from agentd.elastic.agent.server.api import RunResult, SimpleElasticAgent, WorkerGroup, WorkerSpec
+from agentd.elastic.agent.server.api import (
+    DEFAULT_ROLE,
+    RunResult,
+    SimpleElasticAgent,
+    WorkerGroup,
+    WorkerSpec,
+)
+from agentd.elastic.agent.server.health_check_server import HealthCheckServer
+from agentd.elastic.agent.server.liveness import health_checked
+from agentd.elastic.agent.server.spec import Worker
 from agentd.elastic.agent.server.stopping import StopRequest
+from agentd.elastic.agent.server.telling import RoundTeller
+from agentd.elastic.agent.server.uninterruptible import StateWatch, timeout_from
+from agentd.elastic.agent.server.watchdog import Watchdog
 from agentd.elastic.agent.server.worker_env import with_macros, worker_env
-from agentd.elastic.multiprocessing import LogsSpecs, PContext, create_context
+from agentd.elastic.metrics import prof
+from agentd.elastic.multiprocessing import LogsSpecs, PContext, RunProcsResult, create_context
 from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
-from agentd.elastic.rendezvous.coordinated import WorkerExit, WorkerStart
-from agentd.procs.exits import ExitInfo
+from agentd.procs.lineage import lineage
+from agentd.procs.procfs import read_stat
 from agentd.procs.waiter import Waiter
 
 __all__ = ["LocalElasticAgent"]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SIGN_OF_LIFE_S = 5.0
+"""Longest time between two signs of life while the agent waits for something that may take long."""
 
 
 class LocalElasticAgent(SimpleElasticAgent):
-    """Runs a program once for each local rank, each in a session of its own.
+    """Runs a function or a program once for each local rank, each in a process and session of its own.
 
     Workers get SIGTERM and `shutdown_timeout` seconds, then SIGKILL; they die at once if this process does.
     Everything they started is ended with them, before the next round begins.
@@ -35,9 +54,13 @@ class LocalElasticAgent(SimpleElasticAgent):
         self,
         spec: WorkerSpec,
         logs_specs: LogsSpecs,
-        *,
+        start_method: str = "spawn",
         exit_barrier_timeout: float = 300,
+        log_line_prefix_template: str | None = None,
         shutdown_timeout: float = 30,
+        health_check_server: HealthCheckServer | None = None,
+        uninterruptible_state_timeout: float | None = None,
+        *,
         waiter: Waiter | None = None,
         signals: Sequence[signal.Signals] | None = None,
         base_env: Mapping[str, str] | None = None,
@@ -46,25 +69,50 @@ class LocalElasticAgent(SimpleElasticAgent):
         cgroup: str = "",
         owns_descendants: bool = False,
     ) -> None:
-        """`base_env` is what workers share, by default this process' environment.
+        """The arguments up to `uninterruptible_state_timeout` are torch's.
 
-        `token` marks them and all they start (AGENTD_GROUP_TOKEN); one is made if none is given.
-        `owns_descendants`: everything that descends from this process belongs to the workers. Only for a
-        process that starts nothing else, best a subreaper.
+        `logs_specs`: where workers write. `start_method` of functions: spawn, fork or forkserver.
+        `log_line_prefix_template`: of lines copied to the console; `${role_name}`, `${rank}` and
+        `${local_rank}` are replaced. `health_check_server`: one that the caller made, in place of the one
+        that TORCHELASTIC_HEALTH_CHECK_PORT asks for; the agent starts and stops it.
+        `uninterruptible_state_timeout`: seconds after which a worker in the kernel's state D makes the group
+        UNHEALTHY, by default TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT, else never.
+
+        `base_env` is what workers share, by default this process' environment; torch's settings that are
+        environment variables are looked up in it too. `token` marks the workers and all they start
+        (AGENTD_GROUP_TOKEN); one is made if none is given. `cgroup`: a cgroup's folder that holds nothing
+        but them. `owns_descendants`: everything that descends from this process belongs to the workers. Only
+        for a process that starts nothing else, best a subreaper.
         """
-        if not isinstance(spec.entrypoint, str):
-            raise TypeError(f"the entrypoint must be a program's path or name, not {spec.entrypoint!r}")
         super().__init__(spec, exit_barrier_timeout, shutdown_timeout, waiter=waiter, signals=signals)
-        self._program = spec.entrypoint
         self._logs_specs = logs_specs
+        self._start_method = start_method
+        self._log_line_prefix_template = log_line_prefix_template
         self._base_env = os.environ if base_env is None else base_env
         self._cwd = cwd
         self._token = token or os.urandom(16).hex()
         self._cgroup = cgroup
         self._owns_descendants = owns_descendants
+        self._health_check_server = health_check_server
+        timeout_s = timeout_from(uninterruptible_state_timeout, self._base_env)
+        self._state_watch = None if timeout_s is None else StateWatch(timeout_s)
+        self._worker_watchdog: Watchdog | None = None
         self._pcontext: PContext | None = None
-        self._early_exits: list[WorkerExit] | None = None
-        """Of workers that ended while others were being started. None: no start is under way."""
+        self._alive_at = time.time()
+
+    def run(self, role: str = DEFAULT_ROLE) -> RunResult:
+        waiter = self._waiter
+        # A rendezvous that knows no waiter may keep this thread for long: then a thread answers instead.
+        answering = waiter if self._coordinated is not None else None
+        with health_checked(
+            self._health_check_server, self._base_env, self._get_alive_time, answering
+        ) as served:
+            if served:
+                waiter.add_pump(self._sign_of_life)
+            try:
+                return super().run(role)
+            finally:
+                waiter.remove_pump(self._sign_of_life)
 
     def signal_workers(self, signum: int, ranks: Collection[int] = ()) -> tuple[int, ...]:
         """Signal workers by global rank, all if none is named; answers those that ran. Not a stop.
@@ -77,47 +125,28 @@ class LocalElasticAgent(SimpleElasticAgent):
         wanted = {local for local, rank in by_local_rank.items() if not ranks or rank in ranks}
         return tuple(by_local_rank[local] for local in self._pcontext.send_signal(signum, wanted))
 
+    # What a worker is.
+
+    @prof
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, int]:
-        spec = worker_group.spec
-        envs = {
-            worker.local_rank: worker_env(
-                worker_group,
-                worker,
-                self._base_env,
-                restart_count=self._restart_count,
-                max_restarts=self._max_restarts,
-                token=self._token,
-            )
-            for worker in worker_group.workers
-        }
-        context = self._pcontext = create_context(
-            spec.role,
-            self._program,
-            {worker.local_rank: with_macros(spec.args, worker.local_rank) for worker in worker_group.workers},
-            envs,
-            self._logs_specs,
-            waiter=self._waiter,
-            base_env=self._base_env,
-            cwd=self._cwd,
-            token=self._token,
-            cgroup=self._cgroup,
-            owns_descendants=self._owns_descendants,
-            on_exit=self._worker_exited,
-        )
-        self._early_exits = []
+        watchdog = self._worker_watchdog = self._make_watchdog()
+        teller = RoundTeller(self._coordinated, worker_group)
+        context = self._pcontext = self._make_context(worker_group, watchdog, teller)
         try:
-            context.start()
-            self._tell_started(worker_group, context)
-        except OSError:
+            if watchdog is not None:
+                watchdog.start()
+            with teller.starting(context):
+                context.start()
+        except Exception:
             context.stop(signal.SIGTERM, self._grace_deadline())
             raise
-        finally:
-            self._tell_early_exits(worker_group)
         return context.pids()
 
+    @prof
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
-        self._shutdown(signal.SIGTERM, max(0.0, self._grace_deadline() - time.monotonic()))
+        self._shutdown(signal.SIGTERM, max(0.0, self._grace_deadline() - self._now()))
 
+    @prof
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         context = self._pcontext
         if context is None:
@@ -127,67 +156,142 @@ class LocalElasticAgent(SimpleElasticAgent):
             context.stop(signal.SIGTERM, self._grace_deadline())
         result = context.poll()
         if result is None:
-            return RunResult(WorkerState.HEALTHY)
-        rank_of = {worker.local_rank: worker.global_rank for worker in worker_group.workers}
-        if result.is_failed():
-            failures = {rank_of[local]: failure for local, failure in result.failures.items()}
-            return RunResult(WorkerState.FAILED, failures=failures)
-        values = {rank_of[local]: value for local, value in result.return_values.items()}
-        return RunResult(WorkerState.SUCCEEDED, return_values=values)
+            return self._unhealthy(context) or RunResult(WorkerState.HEALTHY)
+        return self._global(result)
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: float = 30) -> None:
-        if self._pcontext is not None:
-            self._pcontext.close(death_sig, timeout)
+        watchdog, self._worker_watchdog = self._worker_watchdog, None
+        try:
+            if self._pcontext is not None:
+                self._pcontext.close(death_sig, timeout)
+        finally:
+            # After the workers: one that hangs in its end is still watched.
+            if watchdog is not None:
+                watchdog.stop()
 
     def _own_failures(self) -> Mapping[int, ProcessFailure]:
-        found = self._pcontext.failures if self._pcontext is not None else {}
-        rank_of = {worker.local_rank: worker.global_rank for worker in self._worker_group.workers}
-        return {rank_of[local]: failure for local, failure in found.items()}
+        return self._by_rank(self._pcontext.failures if self._pcontext is not None else {})
 
     def _hasten_stop(self, request: StopRequest) -> None:
         if self._pcontext is not None:
             self._pcontext.stop(request.signal, request.deadline)
 
-    def _tell_started(self, group: WorkerGroup, context: PContext) -> None:
-        if self._coordinated is None:
-            return
-        starts = []
-        for worker in group.workers:
-            child = context.children[worker.local_rank]
-            starts.append(
-                WorkerStart(
-                    local_rank=worker.local_rank,
-                    rank=worker.global_rank,
-                    role_rank=worker.role_rank,
-                    pid=child.pid,
-                    start_time=child.identity.start_time,
-                    started_at=child.started_at,
-                    log_dir=str(Path(context.error_files[worker.local_rank]).parent),
-                )
-            )
-        self._coordinated.on_workers_started(group.round, starts)
+    # How workers are started.
 
-    def _tell_early_exits(self, group: WorkerGroup) -> None:
-        early_exits, self._early_exits = self._early_exits or (), None
-        for exit_ in early_exits:
-            assert self._coordinated is not None
-            self._coordinated.on_worker_exit(group.round, exit_)
-
-    def _worker_exited(self, local_rank: int, info: ExitInfo, torn_down: bool) -> None:
-        group = self._worker_group
-        worker, context = group.workers[local_rank], self._pcontext
-        log.info("worker ended: rank %d, %s", worker.global_rank, info.summary)
-        if self._coordinated is None or context is None:
-            return
-        exit_ = WorkerExit(
-            local_rank=local_rank,
-            rank=worker.global_rank,
-            pid=context.children[local_rank].pid,
-            exit_code=info.exit_code,
-            signal=info.signal,
-            torn_down=torn_down,
+    def _make_context(self, group: WorkerGroup, watchdog: Watchdog | None, teller: RoundTeller) -> PContext:
+        spec = group.spec
+        assert spec.entrypoint is not None
+        watched = {} if watchdog is None else watchdog.worker_env()
+        envs = {
+            worker.local_rank: {
+                **worker_env(
+                    group,
+                    worker,
+                    self._base_env,
+                    restart_count=self._restart_count,
+                    max_restarts=self._max_restarts,
+                    token=self._token,
+                ),
+                **watched,
+            }
+            for worker in group.workers
+        }
+        return create_context(
+            spec.role,
+            spec.entrypoint,
+            {worker.local_rank: with_macros(spec.args, worker.local_rank) for worker in group.workers},
+            envs,
+            self._logs_specs,
+            {worker.local_rank: self._log_line_prefix(worker) for worker in group.workers},
+            self._start_method,
+            spec.numa_options,
+            spec.duplicate_stdout_filters,
+            spec.duplicate_stderr_filters,
+            waiter=self._waiter,
+            base_env=self._base_env,
+            cwd=self._cwd,
+            token=self._token,
+            cgroup=self._cgroup,
+            owns_descendants=self._owns_descendants,
+            on_exit=teller.exited,
+            explain=watchdog.explain if watchdog is not None else None,
         )
-        if self._early_exits is None:
-            self._coordinated.on_worker_exit(group.round, exit_)
-        else:
-            self._early_exits.append(exit_)
+
+    def _log_line_prefix(self, worker: Worker) -> str:
+        """As torch: without a template `[<role><local rank>]:`."""
+        role = self._worker_group.spec.role
+        if self._log_line_prefix_template is None:
+            return f"[{role}{worker.local_rank}]:"
+        values = {"role_name": role, "rank": worker.global_rank, "local_rank": worker.local_rank}
+        return string.Template(self._log_line_prefix_template).safe_substitute(values)
+
+    def _make_watchdog(self) -> Watchdog | None:
+        return Watchdog.from_env(
+            self._base_env,
+            run_id=self._worker_group.spec.rdzv_handler.get_run_id(),
+            waiter=self._waiter,
+            owns=lambda pid: self._local_rank_of(pid) is not None,
+            stacks_dir_of=self._log_dir_of,
+            log_event=self._recorder.watchdog,
+        )
+
+    def _local_rank_of(self, pid: int) -> int | None:
+        """The worker that the process is, descends from, or shares the session with."""
+        stat, context = read_stat(pid), self._pcontext
+        if stat is None or context is None:
+            return None
+        family = {stat.session, *lineage(pid)}
+        return next((rank for rank, worker in context.pids().items() if worker in family), None)
+
+    def _log_dir_of(self, pid: int) -> str:
+        local_rank, context = self._local_rank_of(pid), self._pcontext
+        if local_rank is None or context is None:
+            return ""
+        error_file = context.error_files.get(local_rank, "")
+        return str(Path(error_file).parent) if error_file else ""
+
+    # How they are.
+
+    def _unhealthy(self, context: PContext) -> RunResult | None:
+        """What torch's check for state D answers; None while all is well, or nobody asked for it."""
+        if self._state_watch is None:
+            return None
+        stuck = self._state_watch.look(context.pids().values(), self._now())
+        if not stuck:
+            return None
+        # Where the rendezvous decides, others may go on without this node.
+        self._remaining_restarts = 0
+        ranks = ", ".join(
+            f"rank {worker.global_rank} (pid {worker.id})"
+            for worker in self._worker_group.workers
+            if worker.id in stuck
+        )
+        reason = (
+            f"stuck in the kernel (state D): {ranks}. Most often storage or a device does not answer: "
+            "see dmesg, and what the process waits for in /proc/PID/stack"
+        )
+        return RunResult(WorkerState.UNHEALTHY, reason=reason)
+
+    def _global(self, result: RunProcsResult) -> RunResult:
+        """The result by global rank."""
+        if result.is_failed():
+            return RunResult(WorkerState.FAILED, failures=self._by_rank(result.failures))
+        return RunResult(WorkerState.SUCCEEDED, return_values=self._by_rank(result.return_values))
+
+    def _by_rank(self, by_local_rank: Mapping[int, T]) -> dict[int, T]:
+        rank_of = {worker.local_rank: worker.global_rank for worker in self._worker_group.workers}
+        return {rank_of[local_rank]: value for local_rank, value in by_local_rank.items()}
+
+    # How this agent is.
+
+    def _get_alive_time(self) -> float:
+        """The last sign of life, in seconds since the epoch: the watchdog's if there is one."""
+        if self._stops.in_foreign_code:
+            # Somebody else's rendezvous or store, which has a timeout of its own.
+            return time.time()
+        watchdog = self._worker_watchdog
+        return self._alive_at if watchdog is None else watchdog.last_progress_time
+
+    def _sign_of_life(self, now: float) -> float:
+        self._alive_at = time.time()
+        return now + SIGN_OF_LIFE_S

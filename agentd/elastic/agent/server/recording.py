@@ -73,12 +73,18 @@ class GroupRecorder:
                 inner[field] = str(getattr(request, field, ""))
         self._record(self._event("RUNNING", _AGENT, name=name, inner=inner))
 
-    def agent_event(self, state: str, raw_error: str | None = None, total_run_time_s: float = 0) -> Event:
-        """The event that `run` came back (SUCCEEDED) or raised (FAILED, with the traceback).
+    def agent_ended(
+        self, result: RunResult | None, total_run_time_s: float, raw_error: str | None = None
+    ) -> None:
+        """`run` comes back with this result, or with None it raised `raw_error`, a traceback.
 
-        Built only: torch's launcher records it.
+        The agent's event is SUCCEEDED, STOPPED or FAILED; torch's launcher says SUCCEEDED whenever `run` returns.
         """
-        return self._event(state, _AGENT, raw_error=raw_error, total_run_time_s=total_run_time_s)
+        if not self._listened_to():
+            return
+        state = "FAILED" if result is None or result.state in _FAILED_STATES else result.state.value
+        error = raw_error or (result.reason if result is not None else "") or None
+        self._record(self._event(state, _AGENT, raw_error=error, total_run_time_s=total_run_time_s))
 
     # Metrics.
 
