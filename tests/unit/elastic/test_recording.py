@@ -260,11 +260,27 @@ def test_the_watchdog_s_events_have_its_names_and_the_timer_s_facts(kept: Kept) 
     }
 
 
-def test_the_agent_s_own_end_is_built_for_a_launcher_to_record(kept: Kept) -> None:
-    event = GroupRecorder(spec()).agent_event("FAILED", "Traceback ...", 5.5)
-    assert (event.name, event.source) == ("torchelastic.worker.status.FAILED", EventSource.AGENT)
-    assert (event.metadata["raw_error"], event.metadata["total_run_time"]) == ("Traceback ...", 5)
-    assert kept.events == []
+@pytest.mark.parametrize(
+    ("result", "state"),
+    [
+        (RunResult(S.SUCCEEDED), "SUCCEEDED"),
+        (RunResult(S.FAILED), "FAILED"),
+        (RunResult(S.UNHEALTHY), "FAILED"),
+        (RunResult(S.STOPPED), "STOPPED"),
+        (None, "FAILED"),
+    ],
+)
+def test_the_agent_s_own_end_is_told_as_it_was(kept: Kept, result: RunResult | None, state: str) -> None:
+    GroupRecorder(spec()).agent_ended(result, 5.5, raw_error=None if result else "Traceback ...")
+    (event,) = kept.events
+    assert (event.name, event.source) == (f"torchelastic.worker.status.{state}", EventSource.AGENT)
+    assert event.metadata["raw_error"] == (None if result else "Traceback ...")
+    assert event.metadata["total_run_time"] == 5
+
+
+def test_the_agent_s_end_tells_why_where_no_worker_does(kept: Kept) -> None:
+    GroupRecorder(spec()).agent_ended(RunResult(S.FAILED, reason="stuck"), 1)
+    assert kept.events[0].metadata["raw_error"] == "stuck"
 
 
 def test_an_unknown_handler_is_refused_before_anything_runs() -> None:
@@ -288,6 +304,7 @@ def test_nothing_is_built_when_nothing_listens(monkeypatch: pytest.MonkeyPatch, 
     recorder.watchdog("watchdog started", None)
     recorder.step_metrics(S.HEALTHY, 3)
     recorder.ended(group(), RunResult(S.FAILED, failures={3: failure(tmp_path)}), 0, 1)
+    recorder.agent_ended(RunResult(S.FAILED), 1)
     recorder.end_metrics(RunResult(S.FAILED), 3)
 
 

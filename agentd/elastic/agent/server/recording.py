@@ -78,7 +78,7 @@ class GroupRecorder:
     ) -> None:
         """`run` comes back with this result, or with None it raised `raw_error`, a traceback.
 
-        The agent's event is SUCCEEDED, STOPPED or FAILED; torch's launcher says SUCCEEDED whenever `run` returns.
+        The agent's event is SUCCEEDED, STOPPED or FAILED. (torch's launcher says SUCCEEDED if `run` returns.)
         """
         if not self._listened_to():
             return
