@@ -212,6 +212,6 @@ def test_a_replacement_needs_start_and_stop_only() -> None:
 
     server = Replacement(Progress(5.0), 8080, 60)
     server.start()
-    assert server.told == (8080, 60, 5.0)
+    assert list(server.told) == [8080, 60, 5.0]
     assert not server.liveness().alive
     server.stop()
