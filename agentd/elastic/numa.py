@@ -18,7 +18,15 @@ from typing import Any, Protocol
 
 from agentd.elastic.topology import Gpu, Topology, read_topology
 
-__all__ = ["AffinityMode", "NumaBindingError", "NumaOptions", "bound", "cpus_for", "visible_gpus"]
+__all__ = [
+    "AffinityMode",
+    "NumaBindingError",
+    "NumaOptions",
+    "OptionsLike",
+    "bound",
+    "cpus_for",
+    "visible_gpus",
+]
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +69,12 @@ class OptionsLike(Protocol):
     """This module's options or torch's."""
 
     @property
-    def affinity_mode(self) -> Any: ...
+    def affinity_mode(self) -> Any:
+        """An `AffinityMode`, another enum with its values, or such a value."""
 
     @property
-    def should_fall_back_if_binding_fails(self) -> bool: ...
+    def should_fall_back_if_binding_fails(self) -> bool:
+        """Whether a worker that cannot be bound starts unbound."""
 
 
 @contextlib.contextmanager
