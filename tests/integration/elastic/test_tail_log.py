@@ -86,6 +86,20 @@ def test_lines_appear_with_their_prefix_while_they_are_written(tmp_path: Path, c
     assert console.all() == b"[trainer0]:zero\nother> one\n"
 
 
+def test_an_existing_file_is_read_when_it_is_written_and_not_by_the_clock(
+    tmp_path: Path, console: Console
+) -> None:
+    console.drain()
+    (tmp_path / "0").touch()
+    tail = TailLog("t", {0: str(tmp_path / "0")}, console.file, {0: ""}, interval_sec=300).start()
+    try:
+        for number in range(20):
+            _write(tmp_path / "0", b"%d\n" % number)
+            wait_until(lambda line=b"%d\n" % number: console.so_far().endswith(line))  # type: ignore[misc]
+    finally:
+        tail.stop()
+
+
 def test_a_line_is_shown_when_its_newline_comes(tmp_path: Path, console: Console) -> None:
     console.drain()
     tail = TailLog("t", {0: str(tmp_path / "0")}, console.file).start()
