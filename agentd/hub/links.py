@@ -27,7 +27,7 @@ from agentd.v1.rendezvous_service_pb2_grpc import RendezvousServiceStub
 T = TypeVar("T")
 
 CALL_TIMEOUT = 5.0
-"""Deadline of one Describe or Terminate."""
+"""Deadline of one Run, Describe or Terminate."""
 
 ChannelFactory = Callable[[str], grpc.aio.Channel]
 
@@ -132,15 +132,27 @@ class GrpcHubLink:
         return convert.run_status_from_message(answer.status)
 
     async def _call(self, method: str, request: Any) -> Any:
-        channel = self._channel_factory(self._address)
-        try:
-            call = getattr(_stub(channel), method)
-            return await call(request, timeout=CALL_TIMEOUT, wait_for_ready=False)
-        except grpc.aio.AioRpcError as error:
-            failure = cast("RpcFailure", error)
-            raise from_rpc_error(failure, self._address, timeout=CALL_TIMEOUT, method=method) from None
-        finally:
-            await channel.close()
+        return await call_once(self._address, self._channel_factory, RendezvousServiceStub, method, request)
+
+
+async def call_once(
+    address: str,
+    channel_factory: ChannelFactory,
+    make_stub: Callable[[grpc.Channel], Any],
+    method: str,
+    request: Any,
+) -> Any:
+    """The answer to a unary call, on a channel of its own. Trouble is an `AgentError`."""
+    channel = channel_factory(address)
+    try:
+        # The generated stubs are typed for synchronous channels.
+        call = getattr(make_stub(cast("grpc.Channel", channel)), method)
+        return await call(request, timeout=CALL_TIMEOUT, wait_for_ready=False)
+    except grpc.aio.AioRpcError as error:
+        failure = cast("RpcFailure", error)
+        raise from_rpc_error(failure, address, timeout=CALL_TIMEOUT, method=method) from None
+    finally:
+        await channel.close()
 
 
 class _GrpcStream:

@@ -390,7 +390,7 @@ class RendezvousMachine(RuleBasedStateMachine):
     @invariant()
     def ranks_are_a_permutation_and_sizes_agree(self) -> None:
         state = self.rig.state
-        places = [place.assignment for place in state.live.values()]
+        places = [place.assignment for place in state.live.values() if place is not None]
         if not places:
             return
         size = len(state.order)
