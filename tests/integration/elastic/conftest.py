@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,25 @@ import pytest
 
 from tests.integration.elastic.rig import PlainRendezvous, Rig
 from tests.support.waiting import wait_until
+
+
+@pytest.fixture(autouse=True)
+def helpers_of_multiprocessing_end() -> Iterator[None]:
+    """Fork server, resource tracker and folder of sockets serve a process until its end: here, a test's."""
+    yield
+    if "multiprocessing.resource_tracker" not in sys.modules:
+        return
+    from multiprocessing import current_process, forkserver, resource_tracker, util
+
+    # Queues and shared memory that nobody holds any more tell the tracker, while it is there.
+    gc.collect()
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+    folder = current_process()._config.pop("tempdir", None)  # type: ignore[attr-defined]
+    finalizers = list(util._finalizer_registry.values()) if folder else []  # type: ignore[attr-defined]
+    for finalizer in finalizers:
+        if finalizer._callback is util._remove_temp_dir:  # type: ignore[attr-defined]
+            finalizer()
 
 
 @pytest.fixture

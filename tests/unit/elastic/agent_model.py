@@ -165,6 +165,8 @@ class Model:
 
     def end(self, how: str) -> None:
         self.account.end, self.account.seconds = how, self.now
-        if self.running and how in ("SUCCEEDED", "FAILED", "STOPPED"):
+        returned = how in ("SUCCEEDED", "FAILED", "STOPPED")
+        if self.running and returned:
             self.account.events += ["SUCCEEDED" if how == "SUCCEEDED" else "TERMINATED"] * WORKERS
+        self.account.events.append(how if returned else "FAILED")
         raise Over

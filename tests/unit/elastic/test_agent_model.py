@@ -7,8 +7,7 @@ import json
 import logging
 import math
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,6 +35,7 @@ from agentd.elastic.rendezvous import (
     Verdict,
 )
 from agentd.elastic.rendezvous.coordinated import RunEnded
+from agentd.elastic.utils.stores import InMemoryStore
 from tests.support.simulation import SimulatedWaiter
 from tests.unit.elastic.agent_model import ERRORS, GRACE_S, WORKERS, Account, Attempt, Model, Script
 
@@ -106,32 +106,6 @@ class HandlerBase(RendezvousHandler):
         return self.world.waiting
 
 
-class OneMemberStore(dict[str, bytes]):
-    """As much of a store as one agent alone needs."""
-
-    timeout = timedelta(seconds=1)
-
-    def set(self, key: str, value: str | bytes, /) -> None:
-        self[key] = value.encode() if isinstance(value, str) else value
-
-    def get(self, key: str, /) -> bytes:  # type: ignore[override]
-        return self[key]
-
-    def add(self, key: str, amount: int, /) -> int:
-        self[key] = str(int(self.setdefault(key, b"0")) + amount).encode()
-        return int(self[key])
-
-    def check(self, keys: list[str], /) -> bool:
-        return all(key in self for key in keys)
-
-    def multi_get(self, keys: list[str], /) -> list[bytes]:
-        return [self[key] for key in keys]
-
-    def multi_set(self, keys: list[str], values: Sequence[str | bytes], /) -> None:
-        for key, value in zip(keys, values, strict=True):
-            self.set(key, value)
-
-
 class PlainHandler(HandlerBase):
     """As torch's: knows no waiter, forms rounds and nothing else."""
 
@@ -139,8 +113,7 @@ class PlainHandler(HandlerBase):
         self.world.attempts += 1
         self.world.waiter.pass_time(self.world.attempt.takes)
         self.world.end_attempt()
-        store: Any = OneMemberStore()
-        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo("here", 1))
+        return RendezvousInfo(InMemoryStore(), 0, 1, RendezvousStoreInfo("here", 1))
 
 
 class SharedHandler(HandlerBase):

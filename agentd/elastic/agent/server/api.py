@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -164,19 +165,14 @@ class SimpleElasticAgent(ElasticAgent):
 
     @prof
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
-        signals = signals_to_handle() if self._signals is None else self._signals
-        waiter, began = self._waiter, self._now()
+        began = self._now()
         try:
-            with handling(signals, self._stops.on_signal), waiter.woken_by_signals():
-                waiter.add_pump(self._stops.pump)
-                self._attach_rendezvous()
-                result = self._run_and_clean_up(role)
-        finally:
+            result = self._run_in_waiter(role)
+        except Exception:
             self._total_execution_time = int(self._now() - began)
-            waiter.remove_pump(self._stops.pump)
-            if self._given_waiter is None:
-                self._live_waiter = None
-                waiter.close()
+            self._recorder.agent_ended(None, self._total_execution_time, traceback.format_exc())
+            raise
+        self._total_execution_time = int(self._now() - began)
         self._record_end(result)
         return result
 
@@ -185,6 +181,20 @@ class SimpleElasticAgent(ElasticAgent):
         return {}
 
     # The life of the group.
+
+    def _run_in_waiter(self, role: str) -> RunResult:
+        signals = signals_to_handle() if self._signals is None else self._signals
+        waiter = self._waiter
+        try:
+            with handling(signals, self._stops.on_signal), waiter.woken_by_signals():
+                waiter.add_pump(self._stops.pump)
+                self._attach_rendezvous()
+                return self._run_and_clean_up(role)
+        finally:
+            waiter.remove_pump(self._stops.pump)
+            if self._given_waiter is None:
+                self._live_waiter = None
+                waiter.close()
 
     def _run_and_clean_up(self, role: str) -> RunResult:
         group = self._worker_group
@@ -206,7 +216,7 @@ class SimpleElasticAgent(ElasticAgent):
         signalled = request.as_error() if request else None
         if signalled is not None:
             raise signalled
-        return RunResult(WorkerState.STOPPED)
+        return RunResult(WorkerState.STOPPED, failures=self._own_failures())
 
     def _invoke_run(self, role: str) -> RunResult:
         """Rounds, one after another, until the run ends."""
@@ -356,7 +366,8 @@ class SimpleElasticAgent(ElasticAgent):
     def _record_end(self, result: RunResult) -> None:
         group, restarts = self._worker_group, self._restart_count
         self._recorder.ended(group, result, restarts, self._total_execution_time)
-        self._recorder.end_metrics(result, self._remaining_restarts)
+        self._recorder.agent_ended(result, self._total_execution_time)
+        self._recorder.end_metrics(result, self._remaining_restarts, self._max_restarts)
 
     # Waiting.
 
