@@ -212,10 +212,12 @@ class DefaultLogsSpecs(LogsSpecs):
     def _new_run_folder(self, run_id: str) -> str:
         import tempfile
 
-        Path(self.root_log_dir).mkdir(parents=True, exist_ok=True)
+        # Absolute: workers may run in another directory, or change it before they report.
+        root = Path(self.root_log_dir).absolute()
+        root.mkdir(parents=True, exist_ok=True)
         # A run id is the user's: it may hold what a file name must not.
         name = run_id.replace(os.sep, "_").replace("\0", "_")[:_MAX_RUN_ID]
-        folder = tempfile.mkdtemp(prefix=f"{name}_", dir=self.root_log_dir)
+        folder = tempfile.mkdtemp(prefix=f"{name}_", dir=root)
         log.info("log directory: %s", folder)
         return folder
 

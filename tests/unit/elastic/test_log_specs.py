@@ -134,6 +134,15 @@ def test_a_missing_folder_is_made_and_a_file_refused(tmp_path: Path) -> None:
         DefaultLogsSpecs(str(tmp_path / "file"))
 
 
+def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    envs = _envs(1)
+    dest = DefaultLogsSpecs("logs", redirects=Std.OUT).reify(envs)
+    assert dest.stdouts[0].startswith(f"{tmp_path}/logs/")
+    assert envs[0]["TORCHELASTIC_ERROR_FILE"] == dest.error_files[0]
+    assert dest.error_files[0].startswith(f"{tmp_path}/logs/")
+
+
 def test_specs_are_equal_by_what_was_asked(tmp_path: Path) -> None:
     one, two = DefaultLogsSpecs(str(tmp_path), Std.OUT), DefaultLogsSpecs(str(tmp_path), Std.OUT)
     two.reify(_envs(1))
