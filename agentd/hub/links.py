@@ -149,8 +149,9 @@ async def call_once(
         call = getattr(make_stub(cast("grpc.Channel", channel)), method)
         return await call(request, timeout=CALL_TIMEOUT, wait_for_ready=False)
     except grpc.aio.AioRpcError as error:
-        failure = cast("RpcFailure", error)
-        raise from_rpc_error(failure, address, timeout=CALL_TIMEOUT, method=method) from None
+        raise from_rpc_error(
+            cast("RpcFailure", error), address, timeout=CALL_TIMEOUT, method=method
+        ) from None
     finally:
         await channel.close()
 

@@ -69,7 +69,8 @@ async def open_run(
             if error.code not in _PASSING or loop.time() + pause > gives_up:
                 raise
             told = log.warning if pause == FIRST_PAUSE else log.debug
-            told("run %s cannot be opened yet: %s", opening.run_id, error)
+            # As text: whoever keeps records must not keep the call, and all of gRPC with it.
+            told("run %s cannot be opened yet: %s", opening.run_id, str(error))
         # Many agents may wait for one agentd: they shall not ask together.
         await asyncio.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(pause * 2, LAST_PAUSE)

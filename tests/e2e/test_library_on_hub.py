@@ -44,6 +44,7 @@ def states(agents: Crowd) -> dict[str, str]:
     answers = {name: agent.answer() for name, agent in agents.agents.items()}
     for answer in answers.values():
         assert answer["shutdown"], answer
+        assert answer["fork_support"] == "0"
         # grpc.aio polls in one thread for the whole process, which is its own to end.
         threads = [name for name in answer["threads"] if "_poll_wrapper" not in name]
         assert threads == ["MainThread"]
@@ -81,6 +82,24 @@ def test_a_killed_agent_is_noticed_at_once_and_the_other_goes_on_alone(agents: C
     assert sorted(node["phase"] for node in shown["nodes"]) == ["PHASE_LOST", "PHASE_RUNNING"]
     agents.end()
     assert agents.agents["a"].answer()["state"] == "SUCCEEDED"
+
+
+def test_a_frozen_agent_is_lost_by_its_lease_and_comes_back_when_it_thaws(agents: Crowd, hub: Node) -> None:
+    for name in ("a", "b"):
+        agents.start(name, min_nodes=1, options={**PAIR, "lease": 1.5, "heartbeat": 0.3})
+    both = agents.wait_for("a", "b")
+    frozen = agents.agents["b"].process
+    frozen.send_signal(signal.SIGSTOP)
+    try:
+        wait_until(
+            lambda: [(w.agent, w.world_size) for w in agents.workers() if w not in both] == [("a", 1)], 30
+        )
+    finally:
+        frozen.send_signal(signal.SIGCONT)
+    agents.wait_for("a", "b", without=both)
+    assert status(hub).get("restart_count", 0) == 0
+    agents.end()
+    assert states(agents) == {"a": "SUCCEEDED", "b": "SUCCEEDED"}
 
 
 def test_below_the_minimum_workers_stop_and_a_new_agent_brings_them_back(agents: Crowd, hub: Node) -> None:
