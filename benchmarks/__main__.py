@@ -37,8 +37,9 @@ def main() -> None:
         for nodes in (1, 2):
             console.print(f"restart on {nodes} node(s) ...")
             figures.append(cases.restart(root, nodes, options.rounds))
-        console.print("memory, status ...")
+        console.print("memory, import, status ...")
         figures += cases.memory(root)
+        figures.append(cases.imports(options.rounds))
         figures.append(cases.status(root, calls=500))
     show(figures, Console(width=None if sys.stdout.isatty() else 150))
     write(figures, options.json)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +153,29 @@ def memory(root: Path) -> list[Figure]:
         Figure(what="agentd resident, one run", unit="MiB", ours=(daemon,), torchrun=theirs, target="<= 60"),
         Figure(what="host resident, one worker", unit="MiB", ours=(host,), torchrun=theirs, target="<= 25"),
     ]
+
+
+def imports(rounds: int) -> Figure:
+    """Importing the elastic library in a fresh interpreter, in milliseconds, beside torch's."""
+    theirs: tuple[float, ...] = ()
+    if torchrun.available():
+        theirs = tuple(_import("torch.distributed.elastic.agent.server.api") for _ in range(3))
+    return Figure(
+        what="import agentd.elastic",
+        unit="ms",
+        ours=tuple(_import("agentd.elastic") for _ in range(rounds)),
+        torchrun=theirs,
+        target="< 60",
+    )
+
+
+def _import(module: str) -> float:
+    code = (
+        "import time; began = time.perf_counter(); "
+        f"import {module}; print((time.perf_counter() - began) * 1e3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout)
 
 
 def _host_pid(made: Fleet) -> int:
