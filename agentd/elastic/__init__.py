@@ -1,6 +1,7 @@
 """The elastic library: torch's elastic agent without torch.
 
-`torch.distributed.elastic.X` is `agentd.elastic.X`; the main names are here too.
+`torch.distributed.elastic.X` is `agentd.elastic.X`; the main names are here too. Importing this loads neither
+torch nor gRPC, and takes a few hundredths of a second.
 """
 
 from agentd.elastic.agent.server import (
@@ -14,23 +15,49 @@ from agentd.elastic.agent.server import (
     WorkerSpec,
     WorkerState,
 )
-from agentd.elastic.multiprocessing import ProcessFailure, RoundLogsSpecs, SignalException
-from agentd.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+from agentd.elastic.multiprocessing import (
+    DefaultLogsSpecs,
+    LogsSpecs,
+    PContext,
+    RoundLogsSpecs,
+    RunProcsResult,
+    SignalException,
+    Std,
+    start_processes,
+)
+from agentd.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure, record
+from agentd.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+)
+from agentd.elastic.rendezvous.registry import get_rendezvous_handler
 
 __all__ = [
+    "ChildFailedError",
+    "DefaultLogsSpecs",
     "ElasticAgent",
     "LocalElasticAgent",
+    "LogsSpecs",
+    "PContext",
     "ProcessFailure",
     "RendezvousHandler",
     "RendezvousInfo",
+    "RendezvousParameters",
     "RendezvousStoreInfo",
     "RoundLogsSpecs",
+    "RunProcsResult",
     "RunResult",
     "SignalException",
     "SimpleElasticAgent",
+    "Std",
     "StopRequested",
     "Worker",
     "WorkerGroup",
     "WorkerSpec",
     "WorkerState",
+    "get_rendezvous_handler",
+    "record",
+    "start_processes",
 ]
