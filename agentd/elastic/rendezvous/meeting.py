@@ -18,6 +18,9 @@ from agentd.core.assignment import Assignment
 
 MemberId: TypeAlias = int
 
+RETURN_S = 5.0
+"""Seconds in which a member that has stopped a round comes to the next one, or has left without a word."""
+
 
 class Beat(enum.Enum):
     """What the members are about."""
@@ -158,7 +161,7 @@ def settle(meeting: Meeting, now: float) -> Meeting:
     enough = len(meeting.waiting) >= meeting.rules.min_members
     if enough == (meeting.last_call_at is not None):
         return meeting
-    return replace(meeting, last_call_at=now + meeting.rules.last_call if enough else None)
+    return replace(meeting, last_call_at=now + _last_call(meeting) if enough else None)
 
 
 def ripe(meeting: Meeting, now: float) -> bool:
@@ -169,8 +172,7 @@ def ripe(meeting: Meeting, now: float) -> bool:
     if meeting.last_call_at is not None and now >= meeting.last_call_at:
         return True
     # Spares do not take the place of a member that is on its way back.
-    survivors_are_back = meeting.waiting.keys() >= set(meeting.order)
-    return survivors_are_back and (bool(meeting.order) or count >= rules.max_members)
+    return _survivors_are_back(meeting) and (bool(meeting.order) or count >= rules.max_members)
 
 
 def form(meeting: Meeting, now: float, master_addr: str, master_port: int) -> Meeting:
@@ -216,6 +218,16 @@ def due(meeting: Meeting) -> float | None:
 def _stopping(meeting: Meeting, now: float) -> Meeting:
     # Who is done has no processes; it comes again because it finds its round stopped.
     return replace(meeting, beat=Beat.STOPPING, since=now, done=frozenset())
+
+
+def _last_call(meeting: Meeting) -> float:
+    """For newcomers what the rules say; for survivors at least what an agent takes to come again."""
+    usual = meeting.rules.last_call
+    return usual if _survivors_are_back(meeting) else max(usual, RETURN_S)
+
+
+def _survivors_are_back(meeting: Meeting) -> bool:
+    return meeting.waiting.keys() >= set(meeting.order)
 
 
 def _has_room(meeting: Meeting) -> bool:

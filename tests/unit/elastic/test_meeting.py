@@ -143,6 +143,19 @@ def test_a_spare_does_not_take_the_place_of_a_survivor_that_is_on_its_way_back()
     assert ranks(tale.join(1)) == {1: 0}
 
 
+def test_survivors_are_waited_for_also_without_a_last_call() -> None:
+    tale = story(min_members=1, last_call=0.0)
+    tale.join(1)
+    tale.join(2)
+    tale.gone(1)
+    assert tale.passes(4.9).beat is Beat.FORMING
+    assert ranks(tale.join(1)) == {1: 0, 2: 1}
+    tale.fail(1)
+    tale.gone(1, 2)
+    tale.join(2)
+    assert ranks(tale.passes(5)) == {2: 0}, "it left without a word"
+
+
 def test_a_member_that_goes_unasked_leaves_and_the_others_go_on_at_once() -> None:
     tale = story()
     tale.join(1, 2, 3)
