@@ -12,37 +12,22 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from agentd.api.errors import AgentError, Code, DeadlineExceeded, HubUnreachable, InvalidSpec, Unreachable
-from agentd.api.states import Phase, WorkerState
+from agentd.api.errors import InvalidSpec
 from agentd.api.targets import parse_target
 from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
-from agentd.elastic.rendezvous.api import (
-    RendezvousClosedError,
-    RendezvousConnectionError,
-    RendezvousError,
-    RendezvousHandler,
-    RendezvousInfo,
-    RendezvousStateError,
-    RendezvousTimeoutError,
-)
-from agentd.elastic.rendezvous.coordinated import (
-    AssignedRendezvousInfo,
-    RunEnded,
-    Verdict,
-    WorkerExit,
-    WorkerStart,
-)
+from agentd.elastic.rendezvous.api import RendezvousClosedError, RendezvousHandler, RendezvousInfo
+from agentd.elastic.rendezvous.coordinated import AssignedRendezvousInfo, Verdict, WorkerExit, WorkerStart
 from agentd.host.ports import HeldPort
-from agentd.hub.failures import answered, reported
+from agentd.hub.failures import reported
 from agentd.hub.handler_options import HandlerOptions
+from agentd.hub.hearing import Hearing, Word
 from agentd.hub.mailbox import Mailbox
-from agentd.hub.messages import Assignment, MemberWaiting, RunFinished, StopRound
 from agentd.procs.waiter import Waiter
 
 if TYPE_CHECKING:
     from agentd.elastic.agent.server.spec import WorkerSpec
     from agentd.elastic.rendezvous.api import RendezvousParameters
-    from agentd.hub.line import HubLine, Say, Word
+    from agentd.hub.line import HubLine, Say
     from agentd.hub.links import ChannelFactory
 
 __all__ = ["BACKEND", "AgentdRendezvousHandler", "HandlerOptions", "create_handler"]
@@ -112,14 +97,11 @@ class AgentdRendezvousHandler(RendezvousHandler):
         self._mailbox: Mailbox[Word] | None = None
         self._line: HubLine | None = None
         self._port: HeldPort | None = None
-        self._place: Assignment | None = None
-        self._stop_round = 0
+        self._heard = Hearing(run_id, self._options.node_id)
         self._open_round = 0  # the round that may have processes here
         self._told_to_stop = False  # the agent knows that the round must go, or the run is over
         self._own_failures: dict[int, ProcessFailure] = {}  # of the newest round
         self._log_dirs: dict[int, str] = {}
-        self._finished: RunFinished | None = None
-        self._error: RendezvousError | None = None
         self._shut = False
 
     @property
@@ -144,21 +126,23 @@ class AgentdRendezvousHandler(RendezvousHandler):
     # The interface of torch.
 
     def get_backend(self) -> str:
+        """The name `agentd`."""
         return BACKEND
 
     def get_run_id(self) -> str:
+        """The run's id, as the user chose it."""
         return self._run_id
 
     def is_closed(self) -> bool:
         """Whether the run is over, or this agent has no part in it any more."""
-        return self._shut or self._finished is not None or self._error is not None
+        return self._shut or self._heard.over
 
     def set_closed(self) -> None:
         """Does nothing: one agent's end is not the end of the run. `agentctl stop` ends it for all."""
 
     def num_nodes_waiting(self) -> int:
         """1 if the running round must go. Agents beyond `max_nodes` wait unseen."""
-        return int(self._must_go)
+        return int(self._heard.must_go)
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Take a place in the next round, or wait for one as a spare.
@@ -168,13 +152,13 @@ class AgentdRendezvousHandler(RendezvousHandler):
         the run is there with other parameters, RendezvousClosedError after `shutdown`.
         """
         self._raise_if_over(forming=True)
-        former = self._round
+        former = self._heard.round
         self._told_to_stop = False
         self._own_failures, self._log_dirs = {}, {}
         role, size, port = self._member_role, self._member_size, self._offer_port()
         self._say(lambda session: session.ready(role, size, port))
-        self._wait_until(lambda: self._round > former, forming=True)
-        place = self._place
+        self._wait_until(lambda: self._heard.round > former, forming=True)
+        place = self._heard.place
         assert place is not None
         self._open_round = place.round
         return AssignedRendezvousInfo(place)
@@ -187,7 +171,7 @@ class AgentdRendezvousHandler(RendezvousHandler):
         if self._shut:
             return True
         self._shut = True
-        if self._finished is None and self._line is not None:
+        if not self._heard.over and self._line is not None:
             self._leave("its rendezvous was shut down", unkillable=self._open_round > 0)
         line, self._line = self._line, None
         ended = line is None or line.close()
@@ -205,6 +189,7 @@ class AgentdRendezvousHandler(RendezvousHandler):
     # What the agent tells and asks beyond it.
 
     def on_workers_started(self, round: int, workers: Sequence[WorkerStart]) -> None:
+        """Remember where their logs are, for the report of a failure."""
         self._log_dirs = {worker.rank: worker.log_dir for worker in workers}
 
     def on_worker_exit(self, round: int, worker: WorkerExit) -> None:
@@ -213,19 +198,20 @@ class AgentdRendezvousHandler(RendezvousHandler):
     def on_failure(self, round: int, failures: Mapping[int, ProcessFailure], reason: str) -> Verdict:
         """Tell the hub, which decides for all agents: answers RESTART, or raises RunEnded."""
         self._say_failed(round, failures, reason)
-        self._wait_until(lambda: self._must_go)
+        self._wait_until(lambda: self._heard.must_go)
         self._told_to_stop = True
         return Verdict.RESTART
 
     def on_late_failure(self, round: int, failures: Mapping[int, ProcessFailure]) -> None:
+        """Tell the hub, which compares the ages of all failures of the round."""
         self._say_failed(round, failures, "")
 
     def on_done(self, round: int) -> Verdict:
         """Wait until the workers of all agents succeeded, or a failure elsewhere needs this agent again."""
         role = self._member_role
         self._say(lambda session: session.done(role, round))
-        self._wait_until(lambda: self._must_go or self._succeeded)
-        if self._succeeded:
+        self._wait_until(lambda: self._heard.must_go or self._heard.succeeded)
+        if self._heard.succeeded:
             return Verdict.END
         self._told_to_stop = True
         return Verdict.RESTART
@@ -234,10 +220,11 @@ class AgentdRendezvousHandler(RendezvousHandler):
         """Whether the running round must go; raises RunEnded when the whole run is over."""
         self._hear()
         self._raise_if_over()
-        self._told_to_stop = self._told_to_stop or self._must_go
-        return self._must_go
+        self._told_to_stop = self._told_to_stop or self._heard.must_go
+        return self._heard.must_go
 
     def on_round_gone(self, round: int) -> None:
+        """Tell the hub if that was the end of this agent's part; else `next_rendezvous` tells it."""
         self._open_round = 0
         role = self._member_role
         if self.is_closed():
@@ -245,68 +232,32 @@ class AgentdRendezvousHandler(RendezvousHandler):
         elif not self._told_to_stop:
             # Nobody wanted the round to end but the agent itself, so that it will not come back.
             self._leave("its agent ended", gone=round)
-        # Else `ready` follows, which says it and offers the next port.
 
     # What the hub says.
 
     def _hear(self) -> None:
+        before = self._heard.finished
         for word in self._mailbox.take() if self._mailbox is not None else ():
-            if isinstance(word, Assignment):
-                if word.round > self._round:
-                    self._place = word
-            elif isinstance(word, StopRound):
-                self._stop_round = max(self._stop_round, word.round)
-                log.info("round %d of run %s is to stop: %s", word.round, self._run_id, word.reason)
-            elif isinstance(word, MemberWaiting):
-                log.info("run %s has no place now: %s", self._run_id, word.reason)
-            elif isinstance(word, RunFinished):
-                self._hear_end(word)
-            else:
-                self._error = _as_rendezvous_error(word)
-
-    def _hear_end(self, finished: RunFinished) -> None:
-        """The end comes again when its first failure was refined, or its grace was shortened."""
-        self._finished = finished
-        if self._told_to_stop and finished.stop_grace is not None:
-            self._request_stop(finished.stop_grace)
+            self._heard.hear(word)
+        if self._told_to_stop and self._heard.finished is not before:
+            # The agent is stopping its workers already: it may have less time for that from now on.
+            self._pass_grace_on()
 
     def _raise_if_over(self, *, forming: bool = False) -> None:
         if self._shut:
             raise RendezvousClosedError(f"run {self._run_id}: the handler was shut down")
-        finished = self._finished
-        if finished is None:
-            if self._error is not None:
-                raise self._error
+        if not self._heard.over:
             return
-        if not self._told_to_stop and finished.stop_grace is not None:
-            # Raised below, not here: the agent, which is about to stop its workers, takes the shorter time.
-            self._request_stop(finished.stop_grace)
+        if not self._told_to_stop:
+            # Not before: the stop alone would end the agent too, but without the reason and the failures.
+            self._pass_grace_on()
         self._told_to_stop = True
-        raise self._end(finished, forming=forming)
+        raise self._heard.end(self._own_failures, forming=forming)
 
-    def _end(self, finished: RunFinished, *, forming: bool) -> Exception:
-        first = finished.first_failure
-        if finished.phase is Phase.FAILED and first is not None:
-            failures = answered(first, self.node_id, self._own_failures)
-            return RunEnded(WorkerState.FAILED, finished.reason, failures)
-        if finished.phase is Phase.FAILED and forming:
-            return RendezvousTimeoutError(finished.reason)
-        state = _STATES.get(finished.phase)
-        if state is None:
-            return RendezvousClosedError(finished.reason)
-        return RunEnded(state, finished.reason, self._own_failures if state is WorkerState.FAILED else None)
-
-    @property
-    def _round(self) -> int:
-        return self._place.round if self._place else 0
-
-    @property
-    def _must_go(self) -> bool:
-        return self._stop_round >= self._round > 0
-
-    @property
-    def _succeeded(self) -> bool:
-        return self._finished is not None and self._finished.phase is Phase.SUCCEEDED
+    def _pass_grace_on(self) -> None:
+        finished = self._heard.finished
+        if finished is not None and finished.stop_grace is not None:
+            self._request_stop(finished.stop_grace)
 
     # What is said to the hub.
 
@@ -393,7 +344,7 @@ class AgentdRendezvousHandler(RendezvousHandler):
         waiter = self._waiter
         assert waiter is not None
         waiter.wait_until(lambda: condition() or self.is_closed(), None)
-        if not condition() or (self._finished is not None and not self._succeeded):
+        if not condition() or (self._heard.over and not self._heard.succeeded):
             self._raise_if_over(forming=forming)
 
     def _wait_in(self, waiter: Waiter | None) -> None:
@@ -406,23 +357,5 @@ class AgentdRendezvousHandler(RendezvousHandler):
             waiter.add(self._mailbox, self._hear)
 
 
-_STATES = {
-    Phase.SUCCEEDED: WorkerState.SUCCEEDED,
-    Phase.STOPPED: WorkerState.STOPPED,
-    Phase.FAILED: WorkerState.FAILED,
-}
-
-
 def _nobody_to_stop(_grace_s: float | None) -> None:
     """A handler that serves no agent has nothing to hurry."""
-
-
-def _as_rendezvous_error(error: AgentError) -> RendezvousError:
-    """The error of torch's family whose meaning is nearest, with the sentence of agentd."""
-    if isinstance(error, (Unreachable, HubUnreachable, DeadlineExceeded)) or error.code is Code.UNAVAILABLE:
-        return RendezvousConnectionError(str(error))
-    if error.code in (Code.ALREADY_EXISTS, Code.INVALID_ARGUMENT):
-        return RendezvousStateError(str(error))
-    if error.code in (Code.NOT_FOUND, Code.FAILED_PRECONDITION):
-        return RendezvousClosedError(str(error))
-    return RendezvousError(str(error))

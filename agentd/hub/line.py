@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from agentd import __version__
 from agentd.api.errors import AgentError, HubUnreachable
 from agentd.api.types import RunSpec, RunStatus
+from agentd.hub.hearing import Word
 from agentd.hub.links import ChannelFactory, GrpcHubLink
 from agentd.hub.mailbox import Mailbox
 from agentd.hub.member import CONNECT_TIMEOUT, FAREWELL_WAIT, MemberSession, NodeIdentity
@@ -28,9 +29,6 @@ from agentd.hub.route import address_of_agent
 
 CLOSE_TIMEOUT = FAREWELL_WAIT + CONNECT_TIMEOUT
 """Longest `close` waits for the thread."""
-
-Word: TypeAlias = Assignment | StopRound | MemberWaiting | RunFinished | AgentError
-"""What an agent hears: the hub's messages, or why there are none."""
 
 Say: TypeAlias = Callable[[MemberSession], None]
 
