@@ -60,6 +60,8 @@ class Member:
     """Of methods only."""
     annotation: str = ""
     value: str = ""
+    set_in_init: bool = False
+    """An attribute of instances, which the docstring of the class may explain as well."""
     marks: tuple[str, ...] = ()
     """What kind of method it is: abstract, class method, static method, property."""
 
@@ -243,4 +245,5 @@ def _set_in_init(init: Function) -> Iterator[Member]:
         assert isinstance(node, (ast.Assign, ast.AnnAssign))
         value = "" if node.value is None else ast.unparse(node.value)
         typed = annotation_text(node.annotation) if isinstance(node, ast.AnnAssign) else types.get(value, "")
-        yield Member(name, literal_after(init.body, index), node.lineno, annotation=typed)
+        doc = literal_after(init.body, index)
+        yield Member(name, doc, node.lineno, annotation=typed, set_in_init=True)

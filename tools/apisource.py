@@ -287,5 +287,6 @@ def undocumented(source: Source) -> list[str]:
                 f"{where}:{member.line}: {name}.{member.name}"
                 for member in entry.members
                 if not says_something(member.name, member.doc)
+                and not (member.set_in_init and f"`{member.name}`" in entry.doc)
             )
     return sorted(found)

@@ -49,6 +49,7 @@ class NumaOptions:
     """How workers are bound."""
 
     affinity_mode: AffinityMode
+    """Which CPUs a worker gets."""
     should_fall_back_if_binding_fails: bool = False
     """Start a worker unbound, with a warning, rather than not at all."""
 
@@ -58,7 +59,9 @@ class NumaBindingError(RuntimeError):
 
     def __init__(self, local_rank: int, cause: str) -> None:
         self.local_rank = local_rank
+        """Which of the node's workers it is."""
         self.cause = cause
+        """Why, for people."""
         super().__init__(
             f"local rank {local_rank} cannot be bound to CPUs: {cause}. Choose another affinity mode, or set "
             "should_fall_back_if_binding_fails to start it unbound"

@@ -29,7 +29,7 @@ class NodeState(str, Enum):
     INIT = "INIT"
     """It wants to take part."""
     RUNNING = "RUNNING"
-    """It is at it."""
+    """It takes part; the round is not complete yet."""
     SUCCEEDED = "SUCCEEDED"
     """The rendezvous is complete."""
     FAILED = "FAILED"

@@ -10,9 +10,11 @@ class ArgumentNotPicklable(TypeError):
 
     def __init__(self, local_rank: int, what: str, value: object, problem: BaseException) -> None:
         self.local_rank = local_rank
+        """Which of the node's workers it is."""
         self.what = what
         """`the function`, or `argument <position>`."""
         self.type_name = type(value).__qualname__
+        """The class of what cannot be sent."""
         super().__init__(
             f"local rank {local_rank}: {what}, a {self.type_name}, cannot be sent to the worker "
             f"({type(problem).__name__}: {problem}). Define it at module level and pass only what can be "
@@ -25,6 +27,7 @@ class FunctionNotLoadable(RuntimeError):
 
     def __init__(self, local_rank: int, function: str, what: str, problem: BaseException) -> None:
         self.local_rank = local_rank
+        """Which of the node's workers it is."""
         self.function = function
         """Its module and name."""
         self.what = what
@@ -42,8 +45,11 @@ class ReturnValueNotPicklable(TypeError):
 
     def __init__(self, local_rank: int, function: str, value: object, problem: BaseException) -> None:
         self.local_rank = local_rank
+        """Which of the node's workers it is."""
         self.function = function
+        """Its module and name."""
         self.type_name = type(value).__qualname__
+        """The class of what cannot be sent."""
         super().__init__(
             f"local rank {local_rank}: {function} returned a {self.type_name} that cannot be sent back "
             f"({type(problem).__name__}: {problem}). Return plain data, or write it to a file and return "

@@ -29,31 +29,33 @@ class Std(enum.IntFlag):
     """A worker's output streams, torch's numbers."""
 
     NONE = 0
+    """Neither."""
     OUT = 1
+    """Standard output."""
     ERR = 2
+    """Standard error."""
     ALL = OUT | ERR
+    """Both."""
 
     @classmethod
-    def from_str(cls, text: str) -> Std | dict[int, Std]:
+    def from_str(cls, vm: str) -> Std | dict[int, Std]:
         """Read `"3"`, or `"0:3,1:1"` for single local ranks; absent ranks have NONE. Raises `ValueError`."""
-        if _DIGIT.fullmatch(text):
-            return cls(int(text))
-        if not _BY_RANK.fullmatch(text):
-            raise ValueError(
-                f"{text!r}: give a digit from 0 to 3, or local_rank:digit items joined by commas"
-            )
-        items = (item.split(":") for item in text.split(","))
+        if _DIGIT.fullmatch(vm):
+            return cls(int(vm))
+        if not _BY_RANK.fullmatch(vm):
+            raise ValueError(f"{vm!r}: give a digit from 0 to 3, or local_rank:digit items joined by commas")
+        items = (item.split(":") for item in vm.split(","))
         return {int(rank): cls(int(digit)) for rank, digit in items}
 
 
 StdByRank: TypeAlias = "Std | Mapping[int, Std]"
 
 
-def to_map(value: StdByRank, local_world_size: int) -> dict[int, Std]:
+def to_map(val_or_map: StdByRank, local_world_size: int) -> dict[int, Std]:
     """One value for each local rank; ranks that a mapping lacks have NONE."""
-    if isinstance(value, Std):
-        return dict.fromkeys(range(local_world_size), value)
-    return {rank: value.get(rank, Std.NONE) for rank in range(local_world_size)}
+    if isinstance(val_or_map, Std):
+        return dict.fromkeys(range(local_world_size), val_or_map)
+    return {rank: val_or_map.get(rank, Std.NONE) for rank in range(local_world_size)}
 
 
 @dataclass

@@ -64,6 +64,7 @@ class MultiprocessContext(PContext):
             owner=owner,
         )
         self.start_method = start_method
+        """How workers are made: `spawn`, `fork` or `forkserver`."""
         self._function = entrypoint
         self._channels: dict[int, ValueChannel] = {}
 

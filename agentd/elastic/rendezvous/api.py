@@ -60,7 +60,9 @@ class RendezvousStoreInfo:
     """Where the workers of a round meet: MASTER_ADDR and MASTER_PORT."""
 
     MASTER_ADDR_KEY: ClassVar[str] = "MASTER_ADDR"
+    """Under this key of the store rank 0 leaves the address for the others."""
     MASTER_PORT_KEY: ClassVar[str] = "MASTER_PORT"
+    """And under this one the port, as text."""
 
     master_addr: str
     """A name or address of rank 0's machine that the others reach."""
@@ -162,7 +164,7 @@ class RendezvousHandler(ABC):
 
     @abstractmethod
     def get_run_id(self) -> str:
-        """The run's id."""
+        """The run's id: the same for all its agents, and what workers know as TORCHELASTIC_RUN_ID."""
 
     @abstractmethod
     def shutdown(self) -> bool:

@@ -37,14 +37,19 @@ class WorkerStart:
     """A worker process that has just been started."""
 
     local_rank: int
+    """Its number among the agent's workers."""
     rank: int
+    """Its number among all workers of the round."""
     role_rank: int
+    """Its number among those of its role."""
     pid: int
+    """The process that leads its session."""
     start_time: int
     """With the pid it names the process for good (see `agentd.procs.identity`)."""
     started_at: float
     """Seconds since the epoch."""
     log_dir: str
+    """The folder of its log files and its error file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +57,15 @@ class WorkerExit:
     """A worker process that has just ended. One of `exit_code` and `signal` is set."""
 
     local_rank: int
+    """Its number among the agent's workers."""
     rank: int
+    """Its number among all workers of the round."""
     pid: int
+    """The process that led its session."""
     exit_code: int | None
+    """If it ended by itself."""
     signal: int | None
+    """The one that ended it, if one did."""
     torn_down: bool
     """The agent had signalled it: its end is no failure."""
 
@@ -92,8 +102,11 @@ class RunEnded(Exception):
         """`failures` holds by global rank those this agent is to answer with, its own or others'."""
         super().__init__(reason)
         self.state = state
+        """What the agent answers: SUCCEEDED, FAILED or STOPPED."""
         self.reason = reason
+        """Why the run is over, for people."""
         self.failures = failures or {}
+        """Those the agent answers with, by global rank."""
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ MOST_READS = 16
 
 
 class TimerPipeError(OSError):
-    """The named pipe cannot be made at `path`."""
+    """The named pipe cannot be made at `path`, for what `problem` says."""
 
     def __init__(self, number: int, path: str, problem: str) -> None:
         super().__init__(number, problem, path)

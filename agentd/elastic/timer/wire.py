@@ -34,6 +34,7 @@ class FileTimerRequest(TimerRequest):
     def __init__(self, worker_pid: int, scope_id: str, expiration_time: float, signal: int = 0) -> None:
         super().__init__(worker_pid, scope_id, expiration_time)
         self.version = VERSION
+        """Of the format; servers of torch and ours do not look at it."""
         self.signal = signal
 
     @property

@@ -101,7 +101,9 @@ class StoreTimeout(StoreError, TimeoutError):
     def __init__(self, what: str, timeout_s: float, missing_ranks: Sequence[int] = ()) -> None:
         super().__init__(f"{what}: not there after {timeout_s:g} s. Look at the other agents of the run.")
         self.what = what
+        """Which keys or members are missing."""
         self.timeout_s = timeout_s
+        """How long was waited for them, in seconds."""
         self.missing_ranks = tuple(missing_ranks)
         """Who did not come, as far as it is known."""
 

@@ -62,7 +62,7 @@ class HealthCheckPortError(HealthCheckError):
 
 
 class HealthCheckProtocolError(HealthCheckError):
-    """Nothing here speaks `protocol`. `known` are the names that can be chosen."""
+    """Nothing here speaks `protocol`: `cause` says why, if it is known. One of `known` can be chosen."""
 
     def __init__(self, protocol: str, known: tuple[str, ...], cause: str = "") -> None:
         self.protocol = protocol

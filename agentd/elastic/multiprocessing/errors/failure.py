@@ -26,16 +26,21 @@ class ProcessFailure:
     """A worker that failed by itself; the first four arguments are torch's."""
 
     local_rank: int
+    """Which of the node's workers it was."""
     pid: int
+    """Its process, which is gone."""
     exitcode: int
     """Minus the signal's number if a signal ended it."""
     error_file: str
     """Where the worker's own report was expected; `<N/A>` if it left none."""
     stderr_file: str = field(default="", kw_only=True)
+    """What it wrote to stderr, if that went to a file; else empty."""
     exited_at: float = field(default_factory=time.time, kw_only=True)
     """When its end was seen, in seconds since the epoch."""
     error_file_data: dict[str, Any] = field(init=False)
+    """The worker's report as it is in the file, or what stands in for it. Each failure has its own."""
     message: Any = field(init=False)
+    """The report's message, a text or torch's mapping; without a report, how the process ended."""
     timestamp: int = field(init=False)
     """Whole seconds since the epoch, by the worker's own report if there is one."""
     failed_at: float = field(init=False)
