@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["StaticTCPRendezvous", "create_rdzv_handler"]
 
 DEFAULT_TIMEOUT_S = 600
+LINGER_S = 2.0
 NEWEST_KEY = "newest_round"
 
 _log = logging.getLogger(__name__)
@@ -55,11 +56,17 @@ class StaticTCPRendezvous(RendezvousHandler):
         and stays its owner's; if it is torch's, it must be the one at the address, and workers share it.
         """
         self.master_addr = master_addr
+        """Where rank 0 serves the store, as all agents reach it."""
         self.master_port = master_port
+        """The store's port there."""
         self.rank = rank
+        """This agent's, fixed; 0 serves the store."""
         self.world_size = world_size
+        """How many agents there are, fixed."""
         self.run_id = run_id
+        """Runs of other ids may use the same store."""
         self.timeout = timedelta(seconds=timeout)
+        """How long the agents wait for each other in each round."""
         self._given_store = store
         self._own_store: TcpStore | None = None
         self._waiter: Waiter | None = None
@@ -121,14 +128,14 @@ class StaticTCPRendezvous(RendezvousHandler):
             return 0
 
     def get_run_id(self) -> str:
-        """The run's id."""
+        """The run's id, as it was given."""
         return self.run_id
 
     def shutdown(self) -> bool:
-        """Give the store back. The other agents of rank 0's store lose it."""
+        """Give the store back. Rank 0, who serves it, waits a moment for the others to be through with it."""
         store, self._own_store = self._own_store, None
         if store is not None:
-            store.close()
+            store.close(LINGER_S)
         return True
 
     def _store(self) -> KeyValueStore:

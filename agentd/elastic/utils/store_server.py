@@ -70,6 +70,11 @@ class StoreServer:
         self._thread = threading.Thread(target=self._serve, name=f"store-server-{self.port}", daemon=True)
         self._thread.start()
 
+    @property
+    def clients(self) -> int:
+        """How many are connected."""
+        return len(self._clients)
+
     def close(self) -> None:
         """Stop serving and give everything back. Clients that wait lose their connection."""
         if self._closing:

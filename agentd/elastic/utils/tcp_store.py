@@ -39,7 +39,9 @@ class StoreConnectionError(StoreError, ConnectionError):
     def __init__(self, host: str, port: int, why: str) -> None:
         super().__init__(f"the store at {host}:{port} {why}")
         self.host = host
+        """The machine where the server should be."""
         self.port = port
+        """The port where it should listen."""
 
 
 class TcpStore(BaseStore):
@@ -87,8 +89,12 @@ class TcpStore(BaseStore):
             self.close()
             raise
 
-    def close(self) -> None:
-        """Give the connection back, and end the server if it is ours. Waits of other threads end at once."""
+    def close(self, linger_s: float = 0.0) -> None:
+        """Give the connection back, and end the server if it is ours. Waits of other threads end at once.
+
+        A server first waits for `linger_s` seconds at most until the other clients have gone: they may be
+        about to read the last they need.
+        """
         self._closed = True
         connection = self._socket
         if connection is not None:
@@ -96,8 +102,10 @@ class TcpStore(BaseStore):
                 connection.shutdown(socket.SHUT_RDWR)
         with self._lock:
             self._drop()
-        if self._server is not None:
-            self._server.close()
+        server = self._server
+        if server is not None:
+            poll(lambda: not server.clients, linger_s, None)
+            server.close()
 
     def __enter__(self) -> TcpStore:
         return self

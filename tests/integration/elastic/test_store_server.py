@@ -87,7 +87,7 @@ def test_who_does_not_read_is_dropped_and_holds_up_nobody(server: StoreServer) -
         began = time.monotonic()
         store.set("other", "x")
         assert time.monotonic() - began < 5
-        wait_until(lambda: len(server._clients) == 1, what="the deaf one's end")
+        wait_until(lambda: server.clients == 1, what="the deaf one's end")
         deaf.close()
 
 
