@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -282,6 +283,14 @@ def test_a_handler_shut_down_over_processes_that_remain_says_so(party: Party) ->
     one.on_round_gone(place.round)
     (alone,) = party.join(one)
     assert alone.group_world_size == 1
+
+
+def test_agents_of_one_machine_meet_over_its_socket(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as short:
+        socket = f"unix:{short}/agentd.sock"
+        with agentd(tmp_path, "hub", listen=socket), contextlib.closing(Party(socket)) as party:
+            places = party.join(party.make(), party.make())
+    assert {place.master_addr for place in places} == {"127.0.0.1"}
 
 
 def test_a_handler_without_a_size_says_what_is_missing(party: Party) -> None:
