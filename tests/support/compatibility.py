@@ -62,14 +62,16 @@ def sections(text: str) -> list[Section]:
 
 
 def _rows(title: str, of_module: bool, body: str, first_line: int) -> Iterator[Row]:
+    compares = False  # other tables tell something else
     for offset, line in enumerate(body.split("\n")):
         cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")]
-        if not line.startswith("| ") or len(cells) < 2 or cells[1] == "status":
-            continue
-        names = list(names_in(cells[0])) if of_module else (_CODE.findall(cells[0]) or [cells[0]])
-        for name in names:
+        if not line.startswith("|") or cells[1:2] == ["status"]:
+            compares = line.startswith("|")
+        elif compares and line.startswith("| "):
+            names = list(names_in(cells[0])) if of_module else (_CODE.findall(cells[0]) or [cells[0]])
             note = cells[2].strip("| ") if len(cells) > 2 else ""
-            yield Row(title, name, cells[1], note, first_line + offset)
+            for name in names:
+                yield Row(title, name, cells[1], note, first_line + offset)
 
 
 def names_in(cell: str) -> Iterator[str]:
