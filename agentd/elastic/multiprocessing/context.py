@@ -95,16 +95,22 @@ class PContext(ABC):
     ) -> None:
         """Raises `RuntimeError` unless `args` and `envs` have the local ranks from 0 on."""
         self.name = name
+        """What the group is called in logs and line prefixes: the role."""
         self.entrypoint = entrypoint
+        """The program or function that all of them run."""
         self.nprocs = len(args)
+        """How many there are."""
         _require_ranks("args", args, self.nprocs)
         _require_ranks("envs", envs, self.nprocs)
         self.args = args
         self.envs = envs
         dest = logs_specs.reify(envs)
         self.stdouts = dest.stdouts
+        """The files of their standard output; an empty path is the console."""
         self.stderrs = dest.stderrs
+        """The files of their standard error."""
         self.error_files = dest.error_files
+        """Where each reports why it failed."""
         self._tails: ConsoleTails | None = None
         if dest.tee_stdouts or dest.tee_stderrs or duplicate_stdout_filters or duplicate_stderr_filters:
             # Late: most groups copy nothing.
@@ -258,8 +264,8 @@ class PContext(ABC):
                 local_rank=local_rank,
                 env=env,
                 cwd=self._owner.cwd,
-                stdout_fd=stack.enter_context(opened_log(self.stdouts[local_rank])),
-                stderr_fd=stack.enter_context(opened_log(self.stderrs[local_rank])),
+                stdout_fd=stack.enter_context(opened_log(self.stdouts.get(local_rank, ""))),
+                stderr_fd=stack.enter_context(opened_log(self.stderrs.get(local_rank, ""))),
                 cpus=stack.enter_context(self._bound(local_rank, env)),
             )
             self._crew.adopt(local_rank, self._launch(launch))
@@ -320,8 +326,8 @@ class PContext(ABC):
             local_rank,
             pid,
             info.returncode,
-            self.error_files[local_rank],
-            stderr_file=self.stderrs[local_rank],
+            self.error_files.get(local_rank, NOT_AVAILABLE),
+            stderr_file=self.stderrs.get(local_rank, ""),
             exited_at=info.time,
         )
         if failure.error_file == NOT_AVAILABLE:

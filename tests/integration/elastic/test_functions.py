@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import signal
@@ -11,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +34,6 @@ METHODS = ("spawn", "fork", "forkserver")
 EMPTY = ("spawn", "forkserver")
 PATIENCE_S = 60.0
 all_methods = pytest.mark.parametrize("method", METHODS)
-
-
-@pytest.fixture(autouse=True)
-def helpers_of_multiprocessing_end() -> Iterator[None]:
-    """Fork server, resource tracker and folder of sockets serve a process until its end: here, a test's."""
-    yield
-    gc.collect()
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
-    folder = multiprocessing.current_process()._config.pop("tempdir", None)  # type: ignore[attr-defined]
-    finalizers = list(util._finalizer_registry.values())  # type: ignore[attr-defined]
-    for finalizer in finalizers if folder else ():
-        if finalizer._callback is util._remove_temp_dir:  # type: ignore[attr-defined]
-            finalizer()
 
 
 class Group:
