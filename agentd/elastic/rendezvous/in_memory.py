@@ -4,7 +4,8 @@
     agent = LocalElasticAgent(WorkerSpec("trainer", 8, meeting.handler(), entrypoint="train"), ...)
 
 The failure of one agent restarts all and costs one restart; an agent that comes, or that is stopped, restarts
-the others at no cost; the run succeeds when all agents' workers have.
+the others at no cost; the run succeeds when all agents' workers have. Call the handler's `shutdown` when the
+agent's `run` has ended, as torch's launcher does: the others then go on without it at once.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ An agent that restarts brings the others along: they see it wait for the next ro
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -31,6 +32,10 @@ __all__ = ["StaticTCPRendezvous", "create_rdzv_handler"]
 
 DEFAULT_TIMEOUT_S = 600
 LINGER_S = 2.0
+PATIENCE_S = 3.0
+"""So long the agent, which does nothing else meanwhile, waits for an answer of the store."""
+LOOK_AGAIN_S = 10.0
+"""So long a store that is out of reach is left alone."""
 NEWEST_KEY = "newest_round"
 
 _log = logging.getLogger(__name__)
@@ -72,6 +77,7 @@ class StaticTCPRendezvous(RendezvousHandler):
         self._waiter: Waiter | None = None
         self._round = 0
         self._lost = False
+        self._look_again_at = 0.0
 
     def attach(
         self, spec: WorkerSpec, waiter: Waiter, request_stop: Callable[[float | None], object]
@@ -115,16 +121,18 @@ class StaticTCPRendezvous(RendezvousHandler):
         None if the store is out of reach: the workers go on, and their own end tells what is the matter.
         """
         store = self._given_store or self._own_store
-        if store is None or self._lost:
+        if store is None or time.monotonic() < self._look_again_at:
             return 0
         try:
             rounds = _prefixed(self.run_id, store)
             newest = rounds.add(NEWEST_KEY, 0)
+            self._lost = False
             return self.world_size - len(self._missing(rounds, newest)) if newest > self._round else 0
         except (StoreError, OSError, RuntimeError) as error:
             # Of RuntimeErrors: torch's stores raise their own kinds of it.
-            self._lost = True
-            _log.warning("run %s: %s; the workers go on", self.run_id, error)
+            if not self._lost:
+                _log.warning("run %s: %s; the workers go on", self.run_id, error)
+            self._lost, self._look_again_at = True, time.monotonic() + LOOK_AGAIN_S
             return 0
 
     def get_run_id(self) -> str:
@@ -144,7 +152,7 @@ class StaticTCPRendezvous(RendezvousHandler):
         if self._lost and self.rank != 0:
             # Rank 0's agent may have begun anew: what it serves then is another store.
             self.shutdown()
-        self._lost = False
+        self._lost, self._look_again_at = False, 0.0
         if self._own_store is None:
             self._own_store = self._connected()
         return self._own_store
@@ -155,7 +163,13 @@ class StaticTCPRendezvous(RendezvousHandler):
         serves = self.rank == 0
         try:
             return TcpStore(
-                self.master_addr, self.master_port, None, serves, self.timeout, waiter=self._waiter
+                self.master_addr,
+                self.master_port,
+                None,
+                serves,
+                self.timeout,
+                patience=PATIENCE_S,
+                waiter=self._waiter,
             )
         except StoreError:
             raise

@@ -20,10 +20,7 @@ from agentd.procs.waiter import Waiter
 
 __all__ = ["StoreConnectionError", "TcpStore"]
 
-ANSWER_S: Final = 10.0
-"""A server that does not answer for so long is asked again over a new connection."""
-RECONNECT_S: Final = 10.0
-"""So long a server that was there may be away."""
+PATIENCE_S: Final = 10.0
 CONNECT_S: Final = 2.0
 """One try to connect."""
 WAIT_SLICE_S: Final = 0.5
@@ -60,16 +57,21 @@ class TcpStore(BaseStore):
         timeout: timedelta = DEFAULT_TIMEOUT,
         wait_for_workers: bool = True,
         *,
+        patience: float = PATIENCE_S,
         waiter: Waiter | None = None,
     ) -> None:
         """Connect, serving the store first if `is_master`; `port` 0 is a free one then.
 
         With `world_size` and `wait_for_workers` it waits for so many to be connected. Both waits take
         `timeout` at most, which is also the default of the store's blocking methods; a `waiter` is served
-        between two tries. Raises OSError if the port to serve on is taken, `StoreConnectionError` when there
-        is no server, `StoreTimeout` when not all come.
+        between two tries. Later a server that does not answer for `patience` seconds is asked again over a
+        new connection, and one that is away for so long is an error.
+
+        Raises OSError if the port to serve on is taken, `StoreConnectionError` when there is no server,
+        `StoreTimeout` when not all come.
         """
         super().__init__(timeout)
+        self._patience_s = patience
         self._name = os.urandom(store_wire.ID_BYTES)
         self._server_name = b""
         self._sequence = 0
@@ -114,7 +116,7 @@ class TcpStore(BaseStore):
         self.close()
 
     def _ask(self, operation: str, *fields: bytes) -> list[bytes]:
-        status, *answer = self._exchange(operation, fields, ANSWER_S)
+        status, *answer = self._exchange(operation, fields, self._patience_s)
         if status == store_wire.DONE:
             return answer
         raise StoreError(b"".join(answer).decode(errors="replace"))
@@ -124,7 +126,7 @@ class TcpStore(BaseStore):
             left = max(0.0, deadline - time.monotonic())
             piece = min(left, WAIT_SLICE_S)
             fields = (b"%d" % int(piece * 1000), *keys)
-            if self._exchange(store_wire.WAIT, fields, piece + ANSWER_S)[0] == store_wire.DONE:
+            if self._exchange(store_wire.WAIT, fields, piece + self._patience_s)[0] == store_wire.DONE:
                 return True
             if left <= 0:
                 return False
@@ -144,7 +146,7 @@ class TcpStore(BaseStore):
                 except (OSError, BadFrame) as error:
                     if isinstance(error, StoreError):
                         raise
-                    gives_up_at = gives_up_at or time.monotonic() + RECONNECT_S
+                    gives_up_at = gives_up_at or time.monotonic() + self._patience_s
                     if time.monotonic() >= gives_up_at:
                         raise self._error(f"went away: {error}") from error
                     pause(FIRST_PAUSE_S, None)
@@ -153,7 +155,7 @@ class TcpStore(BaseStore):
         if self._closed:
             raise self._error("was closed here")
         if self._socket is None:
-            self._connect_until(time.monotonic() + RECONNECT_S, None)
+            self._connect_until(time.monotonic() + self._patience_s, None)
         connection = self._socket
         assert connection is not None
         try:

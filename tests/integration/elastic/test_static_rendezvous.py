@@ -116,7 +116,7 @@ def test_a_store_that_is_not_there_and_a_port_that_is_taken_name_the_address(por
 def test_workers_go_on_when_rank_zero_has_gone_and_meet_it_again_when_it_is_back(
     port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentd.elastic.utils.tcp_store.RECONNECT_S", 0.2)
+    monkeypatch.setattr("agentd.elastic.rendezvous.static_tcp_rendezvous.PATIENCE_S", 0.2)
     monkeypatch.setattr("agentd.elastic.rendezvous.static_tcp_rendezvous.LINGER_S", 0.0)
     first, second = _handler(port, 0), _handler(port, 1)
     _meet(first, second)

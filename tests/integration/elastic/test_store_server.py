@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -183,6 +184,44 @@ def test_many_wait_for_one_key_and_one_for_many(server: StoreServer) -> None:
     for thread in threads:
         thread.join()
     assert found == [b"c"] * 3
+
+
+def test_a_client_that_dies_while_it_waits_is_forgotten(server: StoreServer) -> None:
+    dying = _greeted(server)
+    dying.sendall(store_wire.pack([b"wait", b"1", b"9999", b"never"]))
+    wait_until(lambda: server._parked, what="the wait")
+    dying.close()
+    wait_until(lambda: server.clients == 0, what="the end of the dead one")
+    assert not server._parked
+
+
+def test_a_signal_that_raises_in_a_wait_does_not_spoil_the_next_answer(server: StoreServer) -> None:
+    class Enough(Exception):
+        pass
+
+    def enough(_signum: int, _frame: object) -> None:
+        raise Enough
+
+    former = signal.signal(signal.SIGUSR1, enough)
+    try:
+        with TcpStore("localhost", server.port) as store:
+            store.set("a", "1")
+            killer = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGUSR1])
+            killer.start()
+            with pytest.raises(Enough):
+                store.wait(["never"], timedelta(seconds=60))
+            killer.join()
+            assert store.get("a") == b"1"
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+
+
+def test_a_server_for_other_machines_listens_on_all_addresses() -> None:
+    with TcpStore("0.0.0.0", 0, is_master=True) as store:
+        for host in ("127.0.0.1", "::1") if socket.has_dualstack_ipv6() else ("127.0.0.1",):
+            with TcpStore(host, store.port) as other:
+                other.add("here", 1)
+        assert int(store.get("here")) >= 1
 
 
 def _wait_in_vain(store: TcpStore) -> None:
