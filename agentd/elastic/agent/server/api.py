@@ -285,8 +285,9 @@ class SimpleElasticAgent(ElasticAgent):
             info = self._decisions.next_rendezvous()
         if isinstance(info, AssignedRendezvousInfo):
             place = info.assignment
-            self._max_restarts = place.max_restarts
-            self._remaining_restarts = place.max_restarts - place.restart_count
+            if self._coordinated is not None:
+                self._max_restarts = place.max_restarts
+                self._remaining_restarts = place.max_restarts - place.restart_count
             worker_group.round, worker_group.store = place.round, None
             workers = ranks.workers_from(ranks.assigned_bases(place), spec.local_world_size)
         else:

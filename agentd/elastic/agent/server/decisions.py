@@ -10,6 +10,7 @@ from agentd.elastic.agent.server.spec import RunResult, WorkerSpec
 from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
 from agentd.elastic.rendezvous.api import RendezvousHandler, RendezvousInfo
 from agentd.elastic.rendezvous.coordinated import CoordinatedRendezvous, Verdict
+from agentd.elastic.rendezvous.torch_handlers import as_ours
 
 
 class Decisions(Protocol):
@@ -54,7 +55,7 @@ class AloneDecisions:
         self._next_look = 0.0
 
     def next_rendezvous(self) -> RendezvousInfo:
-        with self._foreign_code():
+        with self._foreign_code(), as_ours():
             return self._spec.rdzv_handler.next_rendezvous()
 
     def failed(self, round_: int, result: RunResult, remaining_restarts: int) -> Verdict:
@@ -72,7 +73,7 @@ class AloneDecisions:
         if now < self._next_look:
             return False
         self._next_look = now + self._spec.monitor_interval
-        with self._foreign_code():
+        with self._foreign_code(), as_ours():
             return self._spec.rdzv_handler.num_nodes_waiting() > 0
 
     def failed_late(self, round_: int, failures: Mapping[int, ProcessFailure]) -> None:

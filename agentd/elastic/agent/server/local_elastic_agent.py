@@ -19,12 +19,18 @@ from agentd.elastic.agent.server.api import (
     WorkerGroup,
     WorkerSpec,
 )
+from agentd.elastic.agent.server.health_check_server import PORT_VARIABLE as TORCHELASTIC_HEALTH_CHECK_PORT
 from agentd.elastic.agent.server.health_check_server import HealthCheckServer
 from agentd.elastic.agent.server.liveness import health_checked
 from agentd.elastic.agent.server.spec import Worker
 from agentd.elastic.agent.server.stopping import StopRequest
 from agentd.elastic.agent.server.telling import RoundTeller
+from agentd.elastic.agent.server.uninterruptible import (
+    TIMEOUT_VARIABLE as TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT,
+)
 from agentd.elastic.agent.server.uninterruptible import StateWatch, timeout_from
+from agentd.elastic.agent.server.watchdog import ENABLE_VARIABLE as TORCHELASTIC_ENABLE_FILE_TIMER
+from agentd.elastic.agent.server.watchdog import FILE_VARIABLE as TORCHELASTIC_TIMER_FILE
 from agentd.elastic.agent.server.watchdog import Watchdog
 from agentd.elastic.agent.server.worker_env import with_macros, worker_env
 from agentd.elastic.metrics import prof
@@ -34,7 +40,13 @@ from agentd.procs.lineage import lineage
 from agentd.procs.procfs import read_stat
 from agentd.procs.waiter import Waiter
 
-__all__ = ["LocalElasticAgent"]
+__all__ = [
+    "TORCHELASTIC_ENABLE_FILE_TIMER",
+    "TORCHELASTIC_HEALTH_CHECK_PORT",
+    "TORCHELASTIC_TIMER_FILE",
+    "TORCHELASTIC_UNINTERRUPTIBLE_STATE_TIMEOUT",
+    "LocalElasticAgent",
+]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

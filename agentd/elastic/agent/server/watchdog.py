@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["ENABLE_VARIABLE", "FILE_VARIABLE", "Watchdog"]
 
 ENABLE_VARIABLE = "TORCHELASTIC_ENABLE_FILE_TIMER"
+"""Exactly "1" turns the watchdog on, as in torch."""
 FILE_VARIABLE = "TORCHELASTIC_TIMER_FILE"
+"""Names the pipe: to the agent, which one to make; to workers, which one to write to."""
 FAULTHANDLER_VARIABLE = "PYTHONFAULTHANDLER"
 MAX_INTERVAL_S = 1.0
 
