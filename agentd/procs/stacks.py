@@ -167,7 +167,10 @@ def _ask_py_spy(identity: ProcessIdentity, now: float, helpers: Helpers) -> Step
         helpers.tend()
         if now >= deadline:
             return now, "", f"too many processes were asked at once for {program}"
-    output = os.memfd_create("py-spy")
+    try:
+        output = os.memfd_create("py-spy")
+    except OSError as error:
+        return now, "", str(error)
     try:
         return (
             yield from _run_py_spy([program, "dump", *_target(identity.pid)], output, now, deadline, helpers)

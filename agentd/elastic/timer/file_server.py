@@ -140,7 +140,7 @@ class FileTimerServer:
 
     def clear_timers(self, worker_pids: set[int]) -> None:
         """Forget all timers of these processes, and of those that are gone. As `register_timers`."""
-        gone = {owner.pid for owner in self._book.owners if not is_alive(owner)}
+        gone = {pid for pid, owner in self._known.items() if not is_alive(owner)}
         for pid in gone:
             self._known.pop(pid, None)
         if gone or worker_pids:
@@ -155,6 +155,8 @@ class FileTimerServer:
 
     def _serve(self, now: float) -> float:
         """Everything that is due; what waits to be read comes first, for it may be a release."""
+        if self._pipe.fileno() < 0:
+            return now + self._tick_s  # stopped by another pump of this very turn
         data = self._pipe.read()
         if data:
             self._is_client_started = True
@@ -281,6 +283,9 @@ def _descends_from_here(pid: int) -> bool:
 
 
 def _error_folder(pid: int) -> str:
+    stat = procfs.read_stat(pid)
+    if stat is None or stat.state == "D":
+        return ""  # who hangs in the kernel may hold what reading its environment waits for
     prefix = b"TORCHELASTIC_ERROR_FILE="
     for item in procfs.read_environ(pid).split(b"\0"):
         if item.startswith(prefix):

@@ -49,7 +49,7 @@ class _Reaping:
         self.collected = False
         self.killed = False
         self.begun = False
-        self.wake_at = 0.0
+        self.wake_at = float("-inf")
 
 
 class Reaper:
@@ -79,7 +79,7 @@ class Reaper:
         """Do what is due; answers when there is more to do, `None` if nothing is under way."""
         self._helpers.tend()
         for pid, reaping in tuple(self._under_way.items()):
-            if not reaping.begun or now >= reaping.wake_at:
+            if now >= reaping.wake_at:
                 self._step(pid, reaping, now)
         return min((reaping.wake_at for reaping in self._under_way.values()), default=None)
 
@@ -111,6 +111,10 @@ class Reaper:
             reaping.begun, reaping.wake_at = True, now + pause
         except StopIteration:
             del self._under_way[pid], self._steps[pid]
+        except Exception:
+            log.exception("looking at process %d failed: it is killed without", pid)
+            self._steps[pid] = self._finish(reaping)
+            reaping.collected, reaping.begun, reaping.wake_at = True, False, now + stacks.LOOK_S
 
     def _reap(self, reaping: _Reaping, now: float) -> Steps[None]:
         deadline = now + stacks.COLLECT_BOUND_S
@@ -123,8 +127,14 @@ class Reaper:
             now = yield stacks.LOOK_S
         if reaping.folder and reaping.timer.request.signal == signal.SIGKILL and not reaping.stacks.python:
             yield from self._abort(reaping, now)
+        yield from self._finish(reaping)
+
+    def _finish(self, reaping: _Reaping) -> Steps[None]:
+        owner, told = reaping.timer.owner, False
         while not self._kill(reaping) and is_alive(owner):
-            log.error("process %d could not be signalled; it is tried again", owner.pid)
+            if not told:
+                log.error("process %d could not be signalled; it is tried again every second", owner.pid)
+            told = True
             yield RETRY_S
         self._write(reaping)
 

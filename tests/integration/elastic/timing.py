@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agentd.elastic.timer import FileTimerRequest, FileTimerServer
+from agentd.elastic.timer import FileTimerClient, FileTimerRequest, FileTimerServer
 from agentd.procs.stack_signal import SIGNAL_VARIABLE, default_signal
 from agentd.procs.waiter import Waiter
 from tests.support.waiting import wait_until
@@ -120,6 +120,11 @@ class TimerRig:
         """A line as a client writes it; by default for a timer that has run out long ago."""
         fields = {"version": 1, "pid": pid, "scope_id": scope, "expiration_time": time.time() + after}
         self.write(json.dumps({**fields, "signal": signal}).encode() + b"\n")
+
+    def send_by_client(self, pid: int) -> None:
+        """As `send`, with a client's patience."""
+        client = FileTimerClient(self.pipe)
+        client._send_request(FileTimerRequest(pid, "raw", 1.0, 9))
 
     def write(self, data: bytes) -> None:
         with open(self.pipe, "wb", buffering=0) as pipe:

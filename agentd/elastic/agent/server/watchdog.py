@@ -65,6 +65,8 @@ class Watchdog:
         if not path:
             folder = _make_folder()
             path = os.path.join(folder, "timer")
+        # Workers may run in another directory.
+        path = str(Path(path).absolute())
         try:
             server = FileTimerServer(
                 path,
