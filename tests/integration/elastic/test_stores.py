@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from agentd.elastic.rendezvous import RendezvousStoreInfo
 from agentd.elastic.utils.distributed import create_c10d_store
 from agentd.elastic.utils.store import (
     KeyValueStore,
@@ -189,6 +191,21 @@ def test_what_makes_no_sense_is_refused_by_name() -> None:
     assert error.value.timeout_s == 0.2
     with pytest.raises(AssertionError, match="give rank as well"):
         barrier(store, 2, "b", 0.1, None, str)
+
+
+@pytest.mark.torch
+@pytest.mark.allow_leak("file descriptors", reason="torch's event loop keeps a pipe for the whole process")
+def test_torch_s_own_helpers_work_on_our_stores_and_ours_on_torch_s() -> None:
+    torchs = importlib.import_module("torch.distributed.elastic.utils.store")
+    info = importlib.import_module("torch.distributed.elastic.rendezvous.api").RendezvousStoreInfo
+    with TcpStore("localhost", 0, is_master=True) as ours:
+        assert torchs.synchronize(ours, b"data", 0, 1, "key") == [b"data"]
+        torchs.barrier(ours, 1, "end")
+        told = info.build(0, ours, "here", 29500)
+        seen = RendezvousStoreInfo.build(1, ours, None)
+        assert (told.master_addr, told.master_port) == (seen.master_addr, seen.master_port)
+    held = RendezvousStoreInfo.build(0, create_c10d_store(True, "localhost", timeout=20), "here")
+    assert held.master_addr == "here"
 
 
 def _arrive_in_vain(store: KeyValueStore, rank: int) -> None:
