@@ -183,12 +183,9 @@ class PContext(ABC):
         try:
             self._close(signal.SIGTERM if death_sig is None else death_sig, timeout)
         finally:
-            self._closed = True
-            self._release()
-            if self._owner.waiter is None:
-                self._waiter.close()
-            if self._tails is not None:
-                self._tails.stop()
+            # Not so if an exception of a signal handler cut it short: the next call goes on with it then.
+            if self._crew.settled:
+                self._give_back()
 
     def pids(self) -> dict[int, int]:
         """The processes by local rank."""
@@ -288,6 +285,14 @@ class PContext(ABC):
         if self._crew.stuck and not self._verdict_given:
             self._verdict_given = True
             raise UnkillableWorkers(self._crew.stuck)
+
+    def _give_back(self) -> None:
+        self._closed = True
+        self._release()
+        if self._owner.waiter is None:
+            self._waiter.close()
+        if self._tails is not None:
+            self._tails.stop()
 
     def _serve(self, deadline: float | None) -> None:
         if not self._closed:

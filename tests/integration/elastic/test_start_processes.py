@@ -196,6 +196,22 @@ def _interrupt_when(file: Path) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_close_that_an_interrupt_cut_short_can_be_repeated(tmp_path: Path) -> None:
+    stubborn = 'trap "touch $F/stopping" TERM; touch $F/up; while :; do sleep 0.05; done'
+    with _shells(tmp_path, stubborn) as context:
+        wait_until((tmp_path / "up").exists, 30)
+        signals = threading.Thread(target=_interrupt_when, args=(tmp_path / "stopping",))
+        signals.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                context.close(timeout=60)
+        finally:
+            signals.join()
+        assert _living_in(set(context.pids().values()))
+        context.close(timeout=0)
+        assert not _living_in(set(context.pids().values()))
+
+
 def test_the_signals_to_take_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGUSR1")
     got: list[int] = []
