@@ -21,7 +21,7 @@ from agentd.elastic.rendezvous.coordinated import (
     WorkerExit,
     WorkerStart,
 )
-from agentd.host.ports import HeldPort
+from agentd.elastic.utils.ports import HeldPort
 from agentd.host.wire import (
     Done,
     Exited,

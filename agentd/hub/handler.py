@@ -17,7 +17,7 @@ from agentd.api.targets import parse_target
 from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
 from agentd.elastic.rendezvous.api import RendezvousClosedError, RendezvousHandler, RendezvousInfo
 from agentd.elastic.rendezvous.coordinated import AssignedRendezvousInfo, Verdict, WorkerExit, WorkerStart
-from agentd.host.ports import HeldPort
+from agentd.elastic.utils.ports import HeldPort
 from agentd.hub.failures import reported
 from agentd.hub.handler_options import HandlerOptions
 from agentd.hub.hearing import Hearing, Word
