@@ -253,8 +253,9 @@ class SimpleElasticAgent(ElasticAgent):
         while True:
             self._stops.check()
             self._rendezvous(worker_group)
-            self._stops.check()
+            # From here on the others count on this agent: whatever comes now, they hear that it is gone.
             self._open_round = worker_group.round
+            self._stops.check()
             try:
                 ids = self._start_workers(worker_group)
             except OSError as error:
