@@ -72,7 +72,7 @@ class FileTimerServer:
         self._stacks_dir_of = stacks_dir_of or _error_folder
         self._book = TimerBook()
         self._lines = LineReader()
-        self._reaper = Reaper(self._stacks_folder, self._killed)
+        self._reaper = Reaper(self._stacks_folder, self._killed, self._book.next_due)
         self._known: dict[int, ProcessIdentity] = {}
         self._complaints = Complaints(file_path)
         self._next_tick = 0.0

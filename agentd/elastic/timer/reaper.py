@@ -1,7 +1,7 @@
 """Ends processes whose timers ran out: first their stacks, then the signal, again until it arrived.
 
-Nothing waits here. Each process is a generator of steps; those that ran out together are all looked at before
-the first is killed, because its death makes the agent end the others.
+Nothing waits here. Each process is a generator of steps; those that run out about together are all looked at
+before the first is killed, because its death makes the agent end the others.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ __all__ = ["STACKS_FILE", "Reaper"]
 
 STACKS_FILE = "stacks.txt"
 RETRY_S = 1.0
+COMPANY_S = 0.5
+"""How long one whose time is up waits for others whose time is about to be: peers hang together."""
 MOST_REMEMBERED = 1024
 
 log = logging.getLogger(__name__)
@@ -55,10 +57,19 @@ class _Reaping:
 class Reaper:
     """The processes that are being ended. Its owner calls `pump` again and again."""
 
-    def __init__(self, folder_of: Callable[[int], str], on_killed: Callable[[Timer], object]) -> None:
-        """`folder_of(pid)`: where its stacks go, empty for nowhere. `on_killed`: the signal was sent."""
+    def __init__(
+        self,
+        folder_of: Callable[[int], str],
+        on_killed: Callable[[Timer], object],
+        next_due: Callable[[], float] = lambda: float("inf"),
+    ) -> None:
+        """`folder_of(pid)`: where its stacks go, empty for nowhere. `on_killed`: the signal was sent.
+
+        `next_due`: when the next timer runs out.
+        """
         self._folder_of = folder_of
         self._on_killed = on_killed
+        self._next_due = next_due
         self._helpers = Helpers()
         self._under_way: dict[int, _Reaping] = {}
         self._steps: dict[int, Steps[None]] = {}
@@ -117,17 +128,22 @@ class Reaper:
             reaping.collected, reaping.begun, reaping.wake_at = True, False, now + stacks.LOOK_S
 
     def _reap(self, reaping: _Reaping, now: float) -> Steps[None]:
-        deadline = now + stacks.COLLECT_BOUND_S
+        deadline, company = now + stacks.COLLECT_BOUND_S, now + COMPANY_S
         owner = reaping.timer.owner
         if reaping.folder:
             reaping.stacks = yield from stacks.collect(owner, now, self._helpers)
         reaping.collected = True
         now = yield 0.0
-        while now < deadline and not all(other.collected for other in self._under_way.values()):
+        while now < deadline and (
+            not self._all_collected() or (now < company and self._next_due() <= company)
+        ):
             now = yield stacks.LOOK_S
         if reaping.folder and reaping.timer.request.signal == signal.SIGKILL and not reaping.stacks.python:
             yield from self._abort(reaping, now)
         yield from self._finish(reaping)
+
+    def _all_collected(self) -> bool:
+        return all(other.collected for other in self._under_way.values())
 
     def _finish(self, reaping: _Reaping) -> Steps[None]:
         owner, told = reaping.timer.owner, False

@@ -103,6 +103,22 @@ def test_twenty_workers_that_hang_together_are_all_looked_at_and_killed(timers: 
     assert timers.names()[:killed_after].count("timer expired") == 20, "one died before all were looked at"
 
 
+def test_a_peer_whose_time_is_up_a_moment_later_is_looked_at_before_the_first_is_killed(
+    timers: TimerRig,
+) -> None:
+    timers.server()
+    workers = [timers.worker(name=str(n), env={**ASKS_FOR_STACKS, "AFTER": "1000"}) for n in range(2)]
+    wait_until(lambda: len(list(timers.folder.glob("hangs.*"))) == 2, 60)
+    now = time.time()
+    for worker, end in zip(workers, (now + 1.0, now + 1.2), strict=True):
+        timers.write(FileTimerRequest(worker.pid, "step", end, 9).to_json().encode() + b"\n")
+    assert [exit_of(worker) for worker in workers] == [-signal.SIGKILL] * 2
+    for name in "01":
+        assert "the_hanging_function" in timers.stacks(name)
+    wait_until(lambda: timers.names().count("kill worker process") == 2)
+    assert timers.names()[1:3] == ["timer expired"] * 2
+
+
 def test_a_signal_that_is_asked_for_is_the_one_that_is_sent(timers: TimerRig) -> None:
     timers.server()
     code = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n" + HANGS
