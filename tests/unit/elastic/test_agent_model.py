@@ -61,6 +61,7 @@ class World:
         self.attempts = 0
         self.failures = 0
         self.waiting = 0
+        self.formed_rounds: list[int] = []
         self.gone_rounds: list[int] = []
         for moment in script.newcomers:
             self.waiter.at(moment, self._join)
@@ -126,6 +127,7 @@ class SharedHandler(HandlerBase):
         world.waiter.wait_until(lambda: world.run_is_over or world.waiter.now() >= formed_at, formed_at)
         self._raise_if_over()
         world.end_attempt()
+        world.formed_rounds.append(world.attempts)
         place = Assignment(
             round=world.attempts,
             group_rank=0,
@@ -313,8 +315,4 @@ def test_an_agent_does_what_the_rules_say_in_every_order_of_events(
         assert account.seconds == pytest.approx(model.seconds, abs=SLACK_S)
         assert agent.running is None, "workers were left"
         if script.shared:
-            formed = [n + 1 for n in range(world.attempts) if script.attempt(n).ends not in ERRORS]
-            assert world.gone_rounds == formed[: len(world.gone_rounds)], (
-                "each round is told gone, in its order"
-            )
-            assert len(world.gone_rounds) >= len(account.rounds)
+            assert world.gone_rounds == world.formed_rounds, "whoever was given a place is told gone from it"
