@@ -17,6 +17,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Collection
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
@@ -30,7 +31,7 @@ def begin(order: dict[str, Any]) -> None:
     if os.getsid(0) != os.getpid():
         os.setsid()
     _die_with(order["parent"], fds.get("lifeline"))
-    _point_to_nothing(order["unwanted"])
+    point_to_nothing(order["unwanted"])
     _reset_signals()
     if order["cpus"] is not None:
         os.sched_setaffinity(0, order["cpus"])
@@ -65,7 +66,7 @@ def _die_with(parent: int, lifeline: int | None) -> None:
         os._exit(128 + signal.SIGKILL)
 
 
-def _point_to_nothing(unwanted: list[int]) -> None:
+def point_to_nothing(unwanted: Collection[int]) -> None:
     """What a forked process must not keep. Closed numbers would be reused under the objects that own them."""
     if not unwanted:
         return

@@ -13,9 +13,20 @@ from collections.abc import Callable
 from multiprocessing import process as registry
 from multiprocessing.process import BaseProcess
 
+from agentd.elastic.multiprocessing.function_begin import point_to_nothing
 from agentd.procs.exits import ExitInfo, ExitWatch, exit_of, peek_exit
 from agentd.procs.identity import ProcessIdentity, identify, send_signal
 from agentd.procs.waiter import Waiter
+
+_lifelines: set[int] = set()
+
+
+def _drop_lifelines() -> None:
+    point_to_nothing(_lifelines)
+
+
+# Workers live as long as anybody holds their lifeline: no process that this one happens to fork may.
+os.register_at_fork(after_in_child=_drop_lifelines)
 
 
 class FunctionChild:
@@ -26,6 +37,8 @@ class FunctionChild:
         self._process = process
         self._is_child = is_child
         self._lifeline = lifeline
+        if lifeline is not None:
+            _lifelines.add(lifeline)
         self._closed = False
         self.started_at = time.time()
         """Seconds since the epoch."""
@@ -65,6 +78,7 @@ class FunctionChild:
         with contextlib.suppress(ValueError):
             self._process.close()
         if self._lifeline is not None:
+            _lifelines.discard(self._lifeline)
             os.close(self._lifeline)
 
     def _peek(self) -> ExitInfo | None:

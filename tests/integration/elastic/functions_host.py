@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from agentd.elastic.multiprocessing import RoundLogsSpecs, SignalException, start_processes
 from tests.integration.elastic import functions
 
 if __name__ == "__main__":
-    folder, method = sys.argv[1:]
+    folder, method = sys.argv[1:3]
     env = {"AGENTD_ROUND": "1"}
     context = start_processes(
         "trainer",
@@ -23,6 +24,9 @@ if __name__ == "__main__":
         RoundLogsSpecs(folder),
         start_method=method,
     )
+    if "bystander" in sys.argv and os.fork() == 0:
+        Path(folder, "bystander").write_text(str(os.getpid()))
+        time.sleep(1000)
     Path(folder, "pids").write_text(" ".join(str(pid) for pid in context.pids().values()))
     try:
         context.wait()

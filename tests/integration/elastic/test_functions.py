@@ -417,11 +417,11 @@ def test_an_unknown_start_method_is_refused(group: Group) -> None:
         group.start(functions.product, 1, 2, method="thread")
 
 
-def _host(folder: Path, method: str, **env: str) -> subprocess.Popen[bytes]:
+def _host(folder: Path, method: str, *more: str, **env: str) -> subprocess.Popen[bytes]:
     root = Path(__file__).parents[3]
     script = str(root / "tests/integration/elastic/functions_host.py")
     return subprocess.Popen(
-        [sys.executable, script, str(folder), method],
+        [sys.executable, script, str(folder), method, *more],
         env={**os.environ, "PYTHONPATH": str(root), "FOLDER": str(folder), **env},
     )
 
@@ -447,6 +447,30 @@ def test_workers_die_when_their_agents_process_is_killed(group: Group, method: s
     finally:
         host.kill()
         host.wait()
+
+
+def _written_pids(file: Path) -> list[int]:
+    text = wait_until(lambda: file.exists() and file.read_text(), 60)
+    return [int(pid) for pid in str(text).split()]
+
+
+@pytest.mark.allow_leak("files", reason="multiprocessing's socket of a killed process")
+def test_a_process_that_the_agent_forked_keeps_no_worker_alive(group: Group) -> None:
+    host = _host(group.folder, "forkserver", "bystander")
+    bystander = 0
+    try:
+        wait_until(lambda: (group.folder / "up0").exists() and (group.folder / "up1").exists(), 60)
+        bystander, *_ = _written_pids(group.folder / "bystander")
+        workers = _written_pids(group.folder / "pids")
+        host.kill()
+        host.wait()
+        wait_until(lambda: not any(_living_in(pid) for pid in workers), 20)
+        assert bystander in group.left()
+    finally:
+        host.kill()
+        host.wait()
+        if bystander:
+            os.kill(bystander, signal.SIGKILL)
 
 
 @all_methods
