@@ -58,6 +58,22 @@ def send_signal(identity: ProcessIdentity, signum: int) -> bool:
         os.close(pidfd)
 
 
+def send_group_signal(identity: ProcessIdentity, signum: int) -> bool:
+    """Signal the process group that this process leads, or it alone while it leads none.
+
+    Tells whether it was there. What is left of its group once it is reaped gets nothing.
+    """
+    if identify(identity.pid) != identity:
+        return False
+    try:
+        os.killpg(identity.pid, signum)
+    except ProcessLookupError:
+        return send_signal(identity, signum)
+    except PermissionError:
+        return False
+    return True
+
+
 def _send_without_pidfd(identity: ProcessIdentity, signum: int) -> bool:
     """For sandboxes that forbid pidfd_open: the moment between comparing and signalling remains."""
     if identify(identity.pid) != identity:

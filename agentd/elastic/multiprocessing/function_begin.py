@@ -12,7 +12,6 @@ import fcntl
 import io
 import json
 import os
-import pickle
 import select
 import signal
 import sys
@@ -101,7 +100,7 @@ def _redirect(fds: dict[str, int]) -> None:
 def _sent_environment(memory: int) -> dict[str, str]:
     with open(memory, "rb", closefd=False) as file:
         file.seek(0)
-        environment: dict[str, str] = pickle.load(file)
+        environment: dict[str, str] = json.loads(file.readline())
     return environment
 
 

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 
 from agentd.elastic.multiprocessing.function_begin import point_to_nothing
 from agentd.procs.exits import ExitInfo, ExitWatch, exit_of, peek_exit
-from agentd.procs.identity import ProcessIdentity, identify, send_signal
+from agentd.procs.identity import ProcessIdentity, identify, send_group_signal
 from agentd.procs.waiter import Waiter
 
 _lifelines: set[int] = set()
@@ -56,14 +56,7 @@ class FunctionChild:
 
     def signal_group(self, signum: int) -> None:
         """Signal its process group, or it alone while it has not begun. Never reaches a stranger."""
-        if identify(self.pid) != self.identity:
-            return
-        try:
-            os.killpg(self.pid, signum)
-        except ProcessLookupError:
-            send_signal(self.identity, signum)
-        except PermissionError:
-            pass
+        send_group_signal(self.identity, signum)
 
     def watch(self, waiter: Waiter, on_exit: Callable[[ExitInfo], object]) -> ExitWatch:
         """Have `on_exit` called from the waiter when it has ended. A child is not reaped by that."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import operator
 import os
-import pickle
 import runpy
 import signal
 from collections.abc import Iterator
@@ -86,7 +86,7 @@ class FunctionStart:
 
     def _send(self, fds: dict[str, int], parent: int) -> BaseProcess:
         with new_memory() as memory:
-            pickle.dump(self.launch.env, memory)
+            memory.write(json.dumps(self.launch.env).encode() + b"\n")
             sent = Descriptors({**fds, "memory": memory.fileno()})
             work = SentWork(
                 local_rank=self.launch.local_rank,

@@ -62,4 +62,4 @@ def _die_of_interrupt() -> None:
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.flush()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)

@@ -136,7 +136,7 @@ def test_a_worker_has_exactly_the_environment_that_it_is_given(tmp_path: Path, m
             "trainer",
             functions.surroundings,
             {0: ()},
-            {0: {"AGENTD_ROUND": "1", "MINE": "1"}},
+            {0: {"AGENTD_ROUND": "1", "MINE": "1", "ODD": "\udcff\nmore=\u20ac"}},
             RoundLogsSpecs(str(tmp_path / "logs")),
             start_method=method,
             waiter=waiter,
@@ -150,8 +150,9 @@ def test_a_worker_has_exactly_the_environment_that_it_is_given(tmp_path: Path, m
             seen = result.return_values[0]
         finally:
             context.close()
-    expected = {"AGENTD_ROUND", "MINE", "PATH", "TORCHELASTIC_ERROR_FILE"}
+    expected = {"AGENTD_ROUND", "MINE", "ODD", "PATH", "TORCHELASTIC_ERROR_FILE"}
     assert set(seen["environ"]) - {"LC_CTYPE"} == expected
+    assert seen["environ"]["ODD"] == "\udcff\nmore=\u20ac", "also what is no UTF-8, and more than a line"
     assert (seen["environ"]["MINE"], seen["cwd"]) == ("1", str(tmp_path))
 
 
