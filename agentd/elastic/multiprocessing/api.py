@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentd.elastic.multiprocessing.context import GroupOwner, PContext, RunProcsResult
+from agentd.elastic.multiprocessing.context import PContext, RunProcsResult
 from agentd.elastic.multiprocessing.function_errors import (
     ArgumentNotPicklable,
     FunctionNotLoadable,
@@ -17,6 +17,7 @@ from agentd.elastic.multiprocessing.logs import (
     to_map,
 )
 from agentd.elastic.multiprocessing.multiprocess_context import MultiprocessContext
+from agentd.elastic.multiprocessing.owner import GroupOwner
 from agentd.elastic.multiprocessing.signals import SignalException
 from agentd.elastic.multiprocessing.starting import create_context, start_processes
 from agentd.elastic.multiprocessing.subprocess_context import SubprocessContext

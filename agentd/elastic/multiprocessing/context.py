@@ -8,10 +8,11 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from agentd.elastic.multiprocessing.errors.failure import NOT_AVAILABLE, ProcessFailure
 from agentd.elastic.multiprocessing.logs import LogsSpecs, opened_log
+from agentd.elastic.multiprocessing.owner import Args, Envs, GroupOwner, Launch
 from agentd.elastic.multiprocessing.signals import SignalException, handling, signals_to_handle
 from agentd.procs.crew import Crew, Leader, UnkillableWorkers
 from agentd.procs.exits import ExitInfo
@@ -21,15 +22,12 @@ if TYPE_CHECKING:
     from agentd.elastic.multiprocessing.console import ConsoleTails
     from agentd.elastic.numa import OptionsLike
 
-__all__ = ["GroupOwner", "PContext", "RunProcsResult"]
+__all__ = ["PContext", "RunProcsResult"]
 
 FOREIGN_TERM_PATIENCE_S = 0.2
 """How long a worker's death by a SIGTERM that is not ours waits for this process to get one, too."""
 CLOSE_GRACE_S = 30.0
 """Between SIGTERM and SIGKILL, torch's."""
-
-Args: TypeAlias = "Mapping[int, tuple[Any, ...]]"
-Envs: TypeAlias = "dict[int, dict[str, str]]"
 
 
 @dataclass
@@ -48,28 +46,6 @@ class RunProcsResult:
     def is_failed(self) -> bool:
         """Whether any failed."""
         return bool(self.failures)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupOwner:
-    """What the owner of a group gives and asks, beyond torch's interface."""
-
-    waiter: Waiter | None = None
-    """The group lives in its waits; a waiter of the group's own by default, served by `wait` and `close`."""
-    base_env: Mapping[str, str] | None = None
-    """What workers share; `envs` go over it. This process' own environment by default."""
-    cwd: str | None = None
-    """The workers' directory, this process' own by default."""
-    token: str = ""
-    """Marks the workers' processes, see `agentd.procs.tree.Marks`."""
-    cgroup: str = ""
-    """A cgroup folder that holds nothing but the workers and what they start."""
-    owns_descendants: bool = False
-    """Everything that descends from this process belongs to them; for a process that does nothing else."""
-    on_exit: Callable[[int, ExitInfo, bool], object] | None = None
-    """Called from inside a wait: local rank, exit, and whether the worker was signalled before it ended."""
-    explain: Callable[[int], str] | None = None
-    """Asked, with its pid, about a worker that failed without a report; a text becomes the message."""
 
 
 class PContext(ABC):
@@ -350,21 +326,6 @@ class PContext(ABC):
     def _patience_pump(self, now: float) -> float | None:
         ends = self._patience_ends()
         return ends if ends is not None and ends > now else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """What a worker's process is to be started with."""
-
-    local_rank: int
-    env: dict[str, str]
-    """All of its environment."""
-    cwd: str | None
-    stdout_fd: int | None
-    stderr_fd: int | None
-    """`None`: this process' own."""
-    cpus: frozenset[int] | None
-    """The CPUs that the calling thread is bound to for it; `None` if it is not."""
 
 
 def _by_sigterm(info: ExitInfo) -> bool:

@@ -15,7 +15,6 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from agentd.elastic.multiprocessing import function_begin, function_worker
-from agentd.elastic.multiprocessing.context import Launch
 from agentd.elastic.multiprocessing.function_channel import ValueChannel, lifeline
 from agentd.elastic.multiprocessing.function_child import FunctionChild
 from agentd.elastic.multiprocessing.function_work import (
@@ -26,6 +25,7 @@ from agentd.elastic.multiprocessing.function_work import (
     name_of,
     new_memory,
 )
+from agentd.elastic.multiprocessing.owner import Launch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from agentd.elastic.multiprocessing.context import Args, Envs, GroupOwner, Launch, PContext
+from agentd.elastic.multiprocessing.context import PContext
 from agentd.elastic.multiprocessing.logs import LogsSpecs
+from agentd.elastic.multiprocessing.owner import Args, Envs, GroupOwner, Launch
 from agentd.procs.crew import Leader
 from agentd.procs.exits import ExitInfo
 

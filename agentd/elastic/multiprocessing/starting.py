@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from agentd.elastic.multiprocessing.context import Args, Envs, GroupOwner, PContext
+from agentd.elastic.multiprocessing.context import PContext
 from agentd.elastic.multiprocessing.logs import LogsSpecs
 from agentd.elastic.multiprocessing.multiprocess_context import MultiprocessContext
+from agentd.elastic.multiprocessing.owner import Args, Envs, GroupOwner
 from agentd.elastic.multiprocessing.subprocess_context import SubprocessContext
 from agentd.procs.exits import ExitInfo
 from agentd.procs.waiter import Waiter
