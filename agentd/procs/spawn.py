@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +113,9 @@ def find_program(name: str, env: Mapping[str, str]) -> str:
     """Where the program of that name is, by the PATH of `env`; raises `SpawnError`."""
     if "/" in name:
         return name
+    # Late: a host is given paths, and this loads three compression libraries.
+    import shutil
+
     found = shutil.which(name, path=env.get("PATH", os.defpath))
     if found is None:
         raise SpawnError(errno.ENOENT, name, "there is no such program on the PATH it would run with")

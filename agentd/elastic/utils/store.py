@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from agentd.procs.waiter import Waiter
+
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 __all__ = [
     "KeyValueStore",
@@ -111,6 +113,8 @@ class StoreTimeout(StoreError, TimeoutError):
 @contextlib.contextmanager
 def store_timeout(store: KeyValueStore, timeout: float) -> Iterator[None]:
     """Give the store another timeout, in seconds, for a while; the former comes back, also on an error."""
+    from datetime import timedelta
+
     former = store.timeout
     store.set_timeout(timedelta(seconds=timeout))
     try:
