@@ -40,7 +40,7 @@ PROCESS_CALLS = re.compile(
 # The zygote runs on the user's interpreter, where nothing of agentd is installed: it brings its own fork.
 OWN_PROCESSES = ("agentd/procs", "agentd/host/zygote.py")
 # Arguments and values of functions go from a process to its own children, and never over a network.
-FUNCTION_WORKERS = "agentd/elastic/multiprocessing/function_"
+FUNCTION_WORKERS = "agentd/elastic/multiprocessing/functions/"
 FORKS_WITH_ONE_THREAD = "agentd/procs/spawn.py"
 
 # module -> what importing it must not load: the host stays small, the client stays quick.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentd.elastic.multiprocessing.context import PContext, RunProcsResult
-from agentd.elastic.multiprocessing.function_errors import (
+from agentd.elastic.multiprocessing.functions.errors import (
     ArgumentNotPicklable,
     FunctionNotLoadable,
     ReturnValueNotPicklable,

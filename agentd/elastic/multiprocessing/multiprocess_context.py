@@ -12,7 +12,7 @@ from agentd.procs.crew import Leader
 from agentd.procs.exits import ExitInfo
 
 if TYPE_CHECKING:
-    from agentd.elastic.multiprocessing.function_channel import ValueChannel
+    from agentd.elastic.multiprocessing.functions.channel import ValueChannel
     from agentd.elastic.numa import OptionsLike
 
 __all__ = ["MultiprocessContext"]
@@ -71,8 +71,8 @@ class MultiprocessContext(PContext):
 
     def _launch(self, launch: Launch) -> Leader:
         # Late: multiprocessing takes memory and time that an agent of programs can do without.
-        from agentd.elastic.multiprocessing.function_channel import ValueChannel
-        from agentd.elastic.multiprocessing.function_start import FunctionStart
+        from agentd.elastic.multiprocessing.functions.channel import ValueChannel
+        from agentd.elastic.multiprocessing.functions.start import FunctionStart
 
         channel = self._channels[launch.local_rank] = ValueChannel(self._waiter)
         start = FunctionStart(

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from agentd.elastic.multiprocessing.function_channel import HEADER, PIECE_BYTES, ValueChannel
+from agentd.elastic.multiprocessing.functions.channel import HEADER, PIECE_BYTES, ValueChannel
 from agentd.procs.waiter import Waiter
 
 

@@ -10,23 +10,23 @@ import sys
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from agentd.elastic.multiprocessing import function_begin
 from agentd.elastic.multiprocessing.errors import record
-from agentd.elastic.multiprocessing.function_channel import HEADER
-from agentd.elastic.multiprocessing.function_errors import ReturnValueNotPicklable
-from agentd.elastic.multiprocessing.function_work import Work
+from agentd.elastic.multiprocessing.functions import begin
+from agentd.elastic.multiprocessing.functions.channel import HEADER
+from agentd.elastic.multiprocessing.functions.errors import ReturnValueNotPicklable
+from agentd.elastic.multiprocessing.functions.work import Work
 
 
 def run_forked(work: Work, order: dict[str, Any]) -> None:
     """The same for a process made by fork, which has yet to begin."""
-    function_begin.begin(order)
-    function_begin.renew_streams(order["redirected"])
+    begin.begin(order)
+    begin.renew_streams(order["redirected"])
     run(work)
 
 
 def run(work: Work) -> None:
     """Do the work. What the function raises is put into the error file and passes on."""
-    function_begin.start_over()
+    begin.start_over()
     try:
         payload = record(_value_of)(work)
     except KeyboardInterrupt:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from agentd.elastic.multiprocessing import function_begin, function_worker
-from agentd.elastic.multiprocessing.function_channel import ValueChannel, lifeline
-from agentd.elastic.multiprocessing.function_child import FunctionChild
-from agentd.elastic.multiprocessing.function_work import (
+from agentd.elastic.multiprocessing.functions import begin, worker
+from agentd.elastic.multiprocessing.functions.channel import ValueChannel, lifeline
+from agentd.elastic.multiprocessing.functions.child import FunctionChild
+from agentd.elastic.multiprocessing.functions.work import (
     Descriptors,
     Function,
     InheritedWork,
@@ -66,7 +66,7 @@ class FunctionStart:
             function=self.function,
             args=self.args,
         )
-        process = self._process(self.name, function_worker.run_forked, work, order)
+        process = self._process(self.name, worker.run_forked, work, order)
         # What comes before the child has begun waits until then: a handler of this process must not take it.
         with _signals_blocked():
             process.start()
@@ -97,12 +97,12 @@ class FunctionStart:
                 descriptors=sent,
             )
             beginning = Beginning.of(self.name, self._order(sent, parent=parent, unwanted=[]))
-            process = self._process(beginning, function_worker.run, work)
+            process = self._process(beginning, worker.run, work)
             process.start()
         return process
 
     def _order(self, fds: object, **more: object) -> dict[str, Any]:
-        """What `function_begin` needs to know."""
+        """What `begin` needs to know."""
         redirected = (self.launch.stdout_fd is not None, self.launch.stderr_fd is not None)
         return {"fds": fds, "redirected": redirected, "cpus": self.launch.cpus, **more}
 
@@ -126,7 +126,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 class Beginning(str):
-    """A process' name that runs `function_begin.py` when the process reads it.
+    """A process' name that runs `begin.py` when the process reads it.
 
     The name is the first thing that a process of `multiprocessing` unpickles, before it imports the user's
     main module: that may take long, or never return, and must not do so outside of the worker's session.
@@ -137,7 +137,7 @@ class Beginning(str):
 
     @classmethod
     def of(cls, name: str, order: dict[str, Any]) -> Beginning:
-        """`name`, with what to do first; see `function_begin.begin`."""
+        """`name`, with what to do first; see `begin.begin`."""
         beginning = cls(name)
         beginning._order = order
         return beginning
@@ -156,4 +156,4 @@ class _Script:
         self._variables = {**variables, "ORDER": {**order, "fds": order["fds"].taken()}}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return runpy.run_path, (function_begin.__file__, self._variables, "agentd_function_begin")
+        return runpy.run_path, (begin.__file__, self._variables, "agentd_function_begin")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import IO, Any, Protocol, TypeAlias
 
-from agentd.elastic.multiprocessing.function_errors import ArgumentNotPicklable, FunctionNotLoadable
+from agentd.elastic.multiprocessing.functions.errors import ArgumentNotPicklable, FunctionNotLoadable
 
 Function: TypeAlias = "Callable[..., Any]"
 

@@ -25,7 +25,7 @@ IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 def begin(order: dict[str, Any]) -> None:
-    """Become the worker that `order` describes, which `function_start.FunctionStart` makes."""
+    """Become the worker that `order` describes, which `start.FunctionStart` makes."""
     fds = {name: _number(fd) for name, fd in order["fds"].items()}
     if os.getsid(0) != os.getpid():
         os.setsid()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from multiprocessing import process as registry
 from multiprocessing.process import BaseProcess
 
-from agentd.elastic.multiprocessing.function_begin import point_to_nothing
+from agentd.elastic.multiprocessing.functions.begin import point_to_nothing
 from agentd.procs.exits import ExitInfo, ExitWatch, exit_of, peek_exit
 from agentd.procs.identity import ProcessIdentity, identify, send_group_signal
 from agentd.procs.waiter import Waiter
