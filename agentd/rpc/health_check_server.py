@@ -13,12 +13,12 @@ import grpc
 from grpc_health.v1.health import HealthServicer
 
 from agentd.api.channel import SERVER_OPTIONS
+from agentd.elastic.agent.server.health.listener import open_listener
 from agentd.elastic.agent.server.health_check_server import (
     HealthCheckPortError,
     HealthCheckServer,
     Liveness,
 )
-from agentd.elastic.agent.server.health_socket import open_listener
 from agentd.procs.waiter import Waiter
 from agentd.rpc import health_messages as pb
 from agentd.rpc.health_book import Health

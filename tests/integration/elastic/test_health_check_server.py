@@ -20,13 +20,13 @@ from pathlib import Path
 
 import pytest
 
-from agentd.elastic.agent.server import health_socket
+from agentd.elastic.agent.server.health import listener
+from agentd.elastic.agent.server.health.http import HttpHealthCheckServer
 from agentd.elastic.agent.server.health_check_server import (
     HealthCheckPortError,
     HealthCheckServer,
     create_healthcheck_server,
 )
-from agentd.elastic.agent.server.health_http import HttpHealthCheckServer
 from agentd.procs.waiter import Waiter
 from tests.support.waiting import wait_until
 
@@ -196,7 +196,7 @@ def test_garbage_is_refused_at_once_and_harms_nothing(serve: Serve, garbage: byt
     with served.connect() as client:
         client.sendall(garbage)
         assert received(client).startswith(b"HTTP/1.1 400 ")
-    assert time.monotonic() - began < health_socket.CONNECTION_S
+    assert time.monotonic() - began < listener.CONNECTION_S
     assert served.get()[0] == 200
 
 
@@ -218,7 +218,7 @@ def test_resets_at_any_point_harm_nothing(serve: Serve) -> None:
 
 
 def test_a_slow_loris_is_cut_off_after_its_time(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health_socket, "CONNECTION_S", 0.3)
+    monkeypatch.setattr(listener, "CONNECTION_S", 0.3)
     with serve().connect() as client:
         began = time.monotonic()
         with pytest.raises(ConnectionError):
@@ -229,7 +229,7 @@ def test_a_slow_loris_is_cut_off_after_its_time(serve: Serve, monkeypatch: pytes
 def test_a_client_that_never_closes_is_cut_off_after_its_time(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health_socket, "CONNECTION_S", 0.3)
+    monkeypatch.setattr(listener, "CONNECTION_S", 0.3)
     served = serve()
     idle, answered = served.connect(), served.connect()
     with idle, answered:
@@ -245,7 +245,7 @@ def test_two_hundred_idle_connections_do_not_keep_a_probe_from_its_answer(serve:
         clients = [stack.enter_context(nonblocking_to(served.port)) for _ in range(200)]
         assert served.get()[0] == 200
         ours = len(os.listdir("/proc/self/fd")) - before - len(clients)
-        assert ours <= health_socket.CONNECTIONS + 1
+        assert ours <= listener.CONNECTIONS + 1
 
 
 def test_two_hundred_probes_at_once_are_all_answered(serve: Serve) -> None:
@@ -269,7 +269,7 @@ def nonblocking_to(port: int) -> Iterator[socket.socket]:
 def test_without_free_descriptors_it_rests_and_serves_again_when_there_are(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health_socket, "RETRY_S", 0.05)
+    monkeypatch.setattr(listener, "RETRY_S", 0.05)
     turns = 0
 
     def count(_now: float) -> None:
@@ -367,7 +367,7 @@ def test_a_stuck_agent_answers_nothing_which_is_an_answer_too() -> None:
 def test_a_callback_that_blocks_for_ever_neither_holds_stop_nor_the_port(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("agentd.elastic.agent.server.health_http.STOP_S", 0.2)
+    monkeypatch.setattr("agentd.elastic.agent.server.health.http.STOP_S", 0.2)
     entered, release = threading.Event(), threading.Event()
 
     def callback() -> float:
@@ -394,7 +394,7 @@ def test_a_process_forked_meanwhile_does_not_keep_the_port() -> None:
     server.start()
     program = (
         "import os, sys, time\n"
-        "from agentd.elastic.agent.server.health_http import HttpHealthCheckServer\n"
+        "from agentd.elastic.agent.server.health.http import HttpHealthCheckServer\n"
         "from agentd.procs.waiter import Waiter\n"
         "waiter = Waiter()\n"
         "server = HttpHealthCheckServer(time.time, 0, 60, waiter=waiter)\n"
@@ -469,7 +469,7 @@ def test_a_privileged_port_is_a_clear_error() -> None:
         "    print(type(error).__name__, error.cause)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", "import agentd.elastic.agent.server.health_http\n" + program],
+        [sys.executable, "-c", "import agentd.elastic.agent.server.health.http\n" + program],
         capture_output=True,
         text=True,
         timeout=60,
@@ -479,14 +479,14 @@ def test_a_privileged_port_is_a_clear_error() -> None:
 
 
 def test_it_serves_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = health_socket._listener
+    real = listener._listener
 
     def without_ipv6(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
         if family == socket.AF_INET6:
             raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
         return real(family, host, port)
 
-    monkeypatch.setattr(health_socket, "_listener", without_ipv6)
+    monkeypatch.setattr(listener, "_listener", without_ipv6)
     server: HealthCheckServer = HttpHealthCheckServer(time.time, 0, 60)
     server.start()
     socket.create_connection(("127.0.0.1", server.port), timeout=5).close()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.elastic.agent.server.health_answers import HEAD_LIMIT, answer_to
+from agentd.elastic.agent.server.health.answers import HEAD_LIMIT, answer_to
 from agentd.elastic.agent.server.health_check_server import Liveness
 
 ALIVE = Liveness(True, 1.0, "alive: well")

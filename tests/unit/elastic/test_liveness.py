@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentd.elastic.agent.server.health.http import HttpHealthCheckServer
 from agentd.elastic.agent.server.health_check_server import (
     PORT_VARIABLE,
     PROTOCOL_VARIABLE,
@@ -22,7 +23,6 @@ from agentd.elastic.agent.server.health_check_server import (
     create_healthcheck_server,
     port_from_env,
 )
-from agentd.elastic.agent.server.health_http import HttpHealthCheckServer
 from agentd.elastic.multiprocessing import SignalException
 
 START = 1_700_000_000.0

@@ -1,7 +1,7 @@
 """Health checks from outside: whether an agent makes progress, told on a port.
 
 torch's open build has the interface only and opens no port; these servers do. What is alive is decided here,
-by `LivenessJudge`; how it is told is a server's matter: HTTP in `health_http`, others by entry point.
+by `LivenessJudge`; how it is told is a server's matter: HTTP in `health.http`, others by entry point.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def checked_port(port: object) -> int:
 
 def _maker(name: str) -> Callable[..., Any]:
     if name == BUILT_IN:
-        from agentd.elastic.agent.server.health_http import HttpHealthCheckServer
+        from agentd.elastic.agent.server.health.http import HttpHealthCheckServer
 
         return HttpHealthCheckServer
     from importlib.metadata import entry_points

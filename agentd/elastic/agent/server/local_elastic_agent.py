@@ -19,9 +19,9 @@ from agentd.elastic.agent.server.api import (
     WorkerGroup,
     WorkerSpec,
 )
+from agentd.elastic.agent.server.health.serving import health_checked
 from agentd.elastic.agent.server.health_check_server import PORT_VARIABLE as TORCHELASTIC_HEALTH_CHECK_PORT
 from agentd.elastic.agent.server.health_check_server import HealthCheckServer
-from agentd.elastic.agent.server.liveness import health_checked
 from agentd.elastic.agent.server.spec import Worker
 from agentd.elastic.agent.server.stopping import StopRequest
 from agentd.elastic.agent.server.telling import RoundTeller

@@ -10,8 +10,8 @@ import socket
 import threading
 from collections.abc import Callable
 
+from agentd.elastic.agent.server.health.listener import HealthSocket, open_listener, silence
 from agentd.elastic.agent.server.health_check_server import HealthCheckError, HealthCheckServer, Liveness
-from agentd.elastic.agent.server.health_socket import HealthSocket, open_listener, silence
 from agentd.procs.waiter import Waiter
 
 __all__ = ["HttpHealthCheckServer"]

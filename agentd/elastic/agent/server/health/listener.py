@@ -13,7 +13,7 @@ import math
 import socket
 from collections.abc import Callable
 
-from agentd.elastic.agent.server.health_answers import HEAD_LIMIT, answer_to
+from agentd.elastic.agent.server.health.answers import HEAD_LIMIT, answer_to
 from agentd.elastic.agent.server.health_check_server import HealthCheckPortError, Liveness, checked_port
 from agentd.procs.waiter import Waiter
 
