@@ -21,7 +21,7 @@ from agentd.elastic.events.handlers import (
     get_logging_handler,
     register,
 )
-from agentd.elastic.sinks import tolerate
+from agentd.elastic.tolerance import tolerate
 
 __all__ = [
     "Event",

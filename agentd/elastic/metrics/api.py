@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar, overload
 
-from agentd.elastic.sinks import tolerate
+from agentd.elastic.tolerance import tolerate
 
 __all__ = [
     "ConsoleMetricHandler",

@@ -13,7 +13,7 @@ from agentd.api.states import WorkerState
 from agentd.elastic import metrics
 from agentd.elastic.agent.server.spec import RunResult, Worker, WorkerGroup, WorkerSpec
 from agentd.elastic.multiprocessing.errors.failure import NOT_AVAILABLE, ProcessFailure
-from agentd.elastic.sinks import tolerate
+from agentd.elastic.tolerance import tolerate
 
 if TYPE_CHECKING:
     from agentd.elastic.events import Event, EventMetadataValue

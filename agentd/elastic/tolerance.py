@@ -1,4 +1,4 @@
-"""What events and metrics go to is never a reason for a run to fail: a sink's error is logged once."""
+"""What events and metrics go to is never a reason for a run to fail: its errors are logged once."""
 
 from __future__ import annotations
 
