@@ -19,7 +19,7 @@ from agentd.procs.exits import ExitInfo
 from agentd.procs.waiter import Waiter
 
 if TYPE_CHECKING:
-    from agentd.elastic.multiprocessing.console import ConsoleTails
+    from agentd.elastic.multiprocessing.tails.console import ConsoleTails
     from agentd.elastic.numa import OptionsLike
 
 __all__ = ["PContext", "RunProcsResult"]
@@ -90,7 +90,7 @@ class PContext(ABC):
         self._tails: ConsoleTails | None = None
         if dest.tee_stdouts or dest.tee_stderrs or duplicate_stdout_filters or duplicate_stderr_filters:
             # Late: most groups copy nothing.
-            from agentd.elastic.multiprocessing.console import ConsoleTails
+            from agentd.elastic.multiprocessing.tails.console import ConsoleTails
 
             self._tails = ConsoleTails(
                 dest, log_line_prefixes, name, duplicate_stdout_filters, duplicate_stderr_filters

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TextIO
 
-from agentd.elastic.multiprocessing.following import Follower
-from agentd.elastic.multiprocessing.lines import LineFilter, LineMerger, Piece
-from agentd.elastic.multiprocessing.sinks import Sink, SinkStuck, Stop, TextSink, sink_for
+from agentd.elastic.multiprocessing.tails.following import Follower
+from agentd.elastic.multiprocessing.tails.lines import LineFilter, LineMerger, Piece
+from agentd.elastic.multiprocessing.tails.sinks import Sink, SinkStuck, Stop, TextSink, sink_for
 from agentd.procs.inotify import Inotify
 
 __all__ = ["TailLog", "tail_logfile"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from agentd.elastic.multiprocessing import start_processes
-from agentd.elastic.multiprocessing.console import ConsoleTails
 from agentd.elastic.multiprocessing.logs import DefaultLogsSpecs, LogsDest, Std
+from agentd.elastic.multiprocessing.tails.console import ConsoleTails
 
 SHELL = "echo out of $RANK; echo warn of $RANK >&2; echo key of $RANK; printf 'end of '$RANK"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.elastic.multiprocessing.lines import MAX_HELD, LineCutter, LineFilter, LineMerger, Piece
+from agentd.elastic.multiprocessing.tails.lines import MAX_HELD, LineCutter, LineFilter, LineMerger, Piece
 
 CHUNKS = st.lists(st.text(alphabet="ab \n\r\x85\u2028", max_size=6))
 

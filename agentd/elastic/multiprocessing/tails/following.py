@@ -6,7 +6,7 @@ import codecs
 import logging
 import os
 
-from agentd.elastic.multiprocessing.lines import LineCutter, LineFilter, Piece
+from agentd.elastic.multiprocessing.tails.lines import LineCutter, LineFilter, Piece
 
 log = logging.getLogger(__name__)
 
