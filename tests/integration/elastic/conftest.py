@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from agentd.procs import stacks
 from tests.integration.elastic.rig import PlainRendezvous, Rig
+from tests.integration.elastic.timing import TimerRig
 from tests.support.waiting import wait_until
 
 
@@ -43,3 +45,15 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     yield rig
     rig.waiter.close()
     wait_until(lambda: not rig.left(), what="no process of the rig is left")
+
+
+@pytest.fixture
+def timers(tmp_path: Path) -> Iterator[TimerRig]:
+    rig = TimerRig(tmp_path)
+    yield rig
+    rig.close()
+
+
+@pytest.fixture
+def no_py_spy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacks, "_find_py_spy", lambda _pid: None)

@@ -6,7 +6,6 @@ Everything happens inside the agent's own waiter, so a test needs no thread and 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from agentd.elastic.rendezvous import (
     WorkerExit,
     WorkerStart,
 )
+from agentd.elastic.utils.stores import InMemoryStore
 from agentd.procs.procfs import ProcessStat
 from agentd.procs.tree import Marks, find
 from agentd.procs.waiter import Waiter
@@ -214,41 +214,8 @@ class Rig:
         return find(Marks(token=self.token))
 
 
-class DictStore:
-    """A store for the agents of one process, as small as an agent needs it."""
-
-    def __init__(self, timeout_s: float = 10.0) -> None:
-        self.timeout = timedelta(seconds=timeout_s)
-        self.values: dict[str, bytes] = {}
-        self._changed = threading.Condition()
-
-    def set(self, key: str, value: str | bytes, /) -> None:
-        with self._changed:
-            self.values[key] = value.encode() if isinstance(value, str) else value
-            self._changed.notify_all()
-
-    def get(self, key: str, /) -> bytes:
-        with self._changed:
-            if not self._changed.wait_for(lambda: key in self.values, self.timeout.total_seconds()):
-                raise TimeoutError(key)
-            return self.values[key]
-
-    def add(self, key: str, amount: int, /) -> int:
-        with self._changed:
-            total = int(self.values.get(key, b"0")) + amount
-            self.values[key] = str(total).encode()
-            return total
-
-    def check(self, keys: list[str], /) -> bool:
-        with self._changed:
-            return all(key in self.values for key in keys)
-
-    def multi_get(self, keys: list[str], /) -> list[bytes]:
-        return [self.get(key) for key in keys]
-
-    def multi_set(self, keys: list[str], values: list[str | bytes], /) -> None:
-        for key, value in zip(keys, values, strict=True):
-            self.set(key, value)
+def a_store(timeout_s: float = 10.0) -> InMemoryStore:
+    return InMemoryStore(timedelta(seconds=timeout_s))
 
 
 @dataclass
@@ -257,7 +224,7 @@ class PlainRendezvous(RendezvousHandler):
 
     rank: int = 0
     size: int = 1
-    stores: list[DictStore] = field(default_factory=lambda: [DictStore() for _ in range(10)])
+    stores: list[InMemoryStore] = field(default_factory=lambda: [a_store() for _ in range(10)])
     """One a round, shared by the handlers of a run."""
     waiting: int = 0
     rounds: int = 0

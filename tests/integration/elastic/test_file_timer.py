@@ -8,25 +8,17 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agentd.elastic.timer import FileTimerRequest, FileTimerServer, debug_info_logging, file_server, reaper
-from agentd.procs import stacks
 from agentd.procs.identity import ProcessIdentity, identify, send_signal
 from agentd.procs.waiter import Waiter
 from tests.integration.elastic.timing import ASKS_FOR_STACKS, HANGS, TimerRig, exit_of, quiet_worker
 from tests.support.waiting import wait_until
 
-
-@pytest.fixture
-def timers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TimerRig]:
-    monkeypatch.setattr(stacks, "_find_py_spy", lambda _pid: None)
-    rig = TimerRig(tmp_path)
-    yield rig
-    rig.close()
+pytestmark = pytest.mark.usefixtures("no_py_spy")
 
 
 def test_a_worker_that_hangs_is_killed_and_its_stacks_name_the_function(timers: TimerRig) -> None:

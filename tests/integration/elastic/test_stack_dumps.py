@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,18 +21,6 @@ from tests.integration.elastic.timing import (
     quiet_worker,
 )
 from tests.support.waiting import wait_until
-
-
-@pytest.fixture
-def timers(tmp_path: Path) -> Iterator[TimerRig]:
-    rig = TimerRig(tmp_path)
-    yield rig
-    rig.close()
-
-
-@pytest.fixture
-def no_py_spy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stacks, "_find_py_spy", lambda _pid: None)
 
 
 def put_py_spy_on_path(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:

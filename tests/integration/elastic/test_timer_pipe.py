@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,6 @@ from tests.support.waiting import wait_until
 CLIENT_BOUND_S = 1.0
 """Ten tries, a tenth of a second apart; less than that in sum."""
 SLACK_S = 2.0
-
-
-@pytest.fixture
-def timers(tmp_path: Path) -> Iterator[TimerRig]:
-    rig = TimerRig(tmp_path)
-    yield rig
-    rig.close()
 
 
 def refused(client: FileTimerClient) -> str:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,13 +28,6 @@ server = FileTimerServer(sys.argv[1], "the-run", max_interval=0.1, log_event=tel
 server.start()
 time.sleep(1000)
 """
-
-
-@pytest.fixture
-def timers(tmp_path: Path) -> Iterator[TimerRig]:
-    rig = TimerRig(tmp_path)
-    yield rig
-    rig.close()
 
 
 @pytest.fixture

@@ -25,13 +25,6 @@ ON = {ENABLE_VARIABLE: "1"}
 
 
 @pytest.fixture
-def timers(tmp_path: Path) -> Iterator[TimerRig]:
-    rig = TimerRig(tmp_path)
-    yield rig
-    rig.close()
-
-
-@pytest.fixture
 def waiter() -> Iterator[Waiter]:
     with Waiter() as waiter:
         yield waiter
