@@ -7,11 +7,11 @@ survivors' order, so that rank 0 stays while its node lives, and put newcomers b
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from agentd.api.errors import InvalidSpec
 from agentd.api.targets import parse_target
+from agentd.core.ranks import deal_ranks
 from agentd.core.specs import Member
 from agentd.hub.messages import Assignment
 from agentd.hub.plan import RunPlan
@@ -36,32 +36,27 @@ def seat(state: RunState) -> list[MemberKey]:
 def assign(state: RunState, members: Sequence[MemberKey], round_: int) -> dict[MemberKey, Place]:
     """The place of each member in a round, by group rank."""
     offers = [state.waiting[key] for key in members]
-    world_size = sum(offer.local_world_size for offer in offers)
-    role_sizes: Counter[str] = Counter()
-    for key, offer in zip(members, offers, strict=True):
-        role_sizes[key.role] += offer.local_world_size
+    dealt = deal_ranks(
+        [(key.role, offer.local_world_size) for key, offer in zip(members, offers, strict=True)]
+    )
     master = master_host(state.nodes[members[0].node_id].address)
     places: dict[MemberKey, Place] = {}
-    rank_base = 0
-    role_base: Counter[str] = Counter()
-    for group_rank, (key, offer) in enumerate(zip(members, offers, strict=True)):
+    for group_rank, (key, offer, bases) in enumerate(zip(members, offers, dealt, strict=True)):
         assignment = Assignment(
             role=key.role,
             round=round_,
             group_rank=group_rank,
             group_world_size=len(members),
-            rank_base=rank_base,
-            world_size=world_size,
-            role_rank_base=role_base[key.role],
-            role_world_size=role_sizes[key.role],
+            rank_base=bases.rank,
+            world_size=bases.world_size,
+            role_rank_base=bases.role_rank,
+            role_world_size=bases.role_world_size,
             master_addr=master,
             master_port=offers[0].master_port,
             restart_count=state.restart_count,
             max_restarts=state.plan.spec.max_restarts,
         )
         places[key] = Place(assignment, offer)
-        rank_base += offer.local_world_size
-        role_base[key.role] += offer.local_world_size
     return places
 
 

@@ -8,13 +8,13 @@ A round is left in two beats: all its members stop and say so; only then is the 
 from __future__ import annotations
 
 import enum
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from agentd.api.states import WorkerState
 from agentd.core.assignment import Assignment
+from agentd.core.ranks import deal_ranks
 
 MemberId: TypeAlias = int
 
@@ -242,28 +242,20 @@ def _seated(meeting: Meeting) -> list[MemberId]:
 
 
 def _places(meeting: Meeting, offers: Sequence[Offer], addr: str, port: int) -> list[Assignment]:
-    world_size = sum(offer.local_world_size for offer in offers)
-    role_sizes: Counter[str] = Counter()
-    for offer in offers:
-        role_sizes[offer.role] += offer.local_world_size
-    places: list[Assignment] = []
-    base, role_bases = 0, Counter[str]()
-    for group_rank, offer in enumerate(offers):
-        places.append(
-            Assignment(
-                round=meeting.round + 1,
-                group_rank=group_rank,
-                group_world_size=len(offers),
-                rank_base=base,
-                world_size=world_size,
-                role_rank_base=role_bases[offer.role],
-                role_world_size=role_sizes[offer.role],
-                master_addr=addr,
-                master_port=port,
-                restart_count=meeting.restart_count,
-                max_restarts=meeting.rules.max_restarts,
-            )
+    dealt = deal_ranks([(offer.role, offer.local_world_size) for offer in offers])
+    return [
+        Assignment(
+            round=meeting.round + 1,
+            group_rank=group_rank,
+            group_world_size=len(offers),
+            rank_base=bases.rank,
+            world_size=bases.world_size,
+            role_rank_base=bases.role_rank,
+            role_world_size=bases.role_world_size,
+            master_addr=addr,
+            master_port=port,
+            restart_count=meeting.restart_count,
+            max_restarts=meeting.rules.max_restarts,
         )
-        base += offer.local_world_size
-        role_bases[offer.role] += offer.local_world_size
-    return places
+        for group_rank, bases in enumerate(dealt)
+    ]

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agentd.core.assignment import Assignment
+from agentd.core.ranks import RankBases, deal_ranks
 from agentd.elastic.agent.server.spec import Worker, WorkerSpec
 from agentd.elastic.utils.store import Store, wait_for_keys
 from agentd.procs.waiter import Waiter
 
 ROLE_INFO = "torchelastic/role_info/"
 ASSIGNED = "torchelastic/assigned_ranks/"
-
-
-@dataclass(frozen=True, slots=True)
-class RankBases:
-    """Where an agent's consecutive ranks begin, and how many there are in all."""
-
-    rank: int
-    world_size: int
-    role_rank: int
-    role_world_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +33,6 @@ class RoleInstance:
         """The reverse of `to_json`."""
         fields = json.loads(data)
         return cls(fields["role"], fields["rank"], fields["local_world_size"])
-
-
-def bases_of(instances: Sequence[RoleInstance]) -> list[RankBases]:
-    """The bases of all agents, which come in the order of their group ranks."""
-    world_size = sum(instance.local_world_size for instance in instances)
-    role_sizes: dict[str, int] = {}
-    starts: list[tuple[int, int]] = []
-    rank = 0
-    for instance in instances:
-        starts.append((rank, role_sizes.get(instance.role, 0)))
-        rank += instance.local_world_size
-        role_sizes[instance.role] = starts[-1][1] + instance.local_world_size
-    return [
-        RankBases(start, world_size, role_start, role_sizes[instance.role])
-        for instance, (start, role_start) in zip(instances, starts, strict=True)
-    ]
 
 
 def identical_bases(group_rank: int, group_world_size: int, local_world_size: int) -> RankBases:
@@ -87,7 +61,8 @@ def exchanged_bases(
     if group_rank == 0:
         keys = [f"{ROLE_INFO}{rank}" for rank in range(group_world_size)]
         wait_for_keys(store, keys, waiter)
-        bases = bases_of([RoleInstance.from_json(data) for data in store.multi_get(keys)])
+        agents = [RoleInstance.from_json(data) for data in store.multi_get(keys)]
+        bases = deal_ranks([(agent.role, agent.local_world_size) for agent in agents])
         store.multi_set(
             [f"{ASSIGNED}{rank}" for rank in range(group_world_size)],
             [json.dumps([b.rank, b.world_size, b.role_rank, b.role_world_size]) for b in bases],
