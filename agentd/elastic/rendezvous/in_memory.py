@@ -38,7 +38,7 @@ from agentd.elastic.rendezvous.coordinated import (
     WorkerStart,
 )
 from agentd.elastic.rendezvous.meeting import Beat, Meeting, MemberId, Offer, Rules
-from agentd.elastic.utils.ports import HeldPort
+from agentd.elastic.utils.ports import RoundPort
 from agentd.procs.waiter import Waiter
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class InMemoryRendezvous:
             )
         )
         self._watchers: dict[MemberId, Waiter] = {}
-        self._port: HeldPort | None = None
+        self._port = RoundPort()
         """For rank 0 of the newest round."""
 
     def handler(self, *, role: str = "default", local_world_size: int = 1) -> InMemoryRendezvousHandler:
@@ -105,9 +105,9 @@ class InMemoryRendezvous:
             before = self._meeting
             after = rules.settle(change(before, now), now)
             if rules.ripe(after, now):
-                after = rules.form(after, now, MASTER_ADDR, self._fresh_port())
+                after = rules.form(after, now, MASTER_ADDR, self._port.next())
             elif after.beat is Beat.ENDED or not (after.waiting or after.busy or after.done):
-                self._release_port()
+                self._port.close()
             self._meeting = after
             if after != before:
                 for waiter in self._watchers.values():
@@ -129,18 +129,6 @@ class InMemoryRendezvous:
         """Afterwards the waiter is not touched any more, and may be closed."""
         with self._lock:
             self._watchers.pop(who, None)
-
-    def _fresh_port(self) -> int:
-        # The former one is let go after it, so that they differ.
-        former, self._port = self._port, HeldPort()
-        if former is not None:
-            former.close()
-        return self._port.number
-
-    def _release_port(self) -> None:
-        former, self._port = self._port, None
-        if former is not None:
-            former.close()
 
 
 class InMemoryRendezvousHandler(RendezvousHandler):

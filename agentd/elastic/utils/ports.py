@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["HeldPort", "hold_with", "own_address"]
+__all__ = ["HeldPort", "RoundPort", "hold_with", "own_address"]
 
 
 class HeldPort:
@@ -28,6 +28,27 @@ class HeldPort:
     def close(self) -> None:
         """Let go of the port; a second time does nothing."""
         self._socket.close()
+
+
+class RoundPort:
+    """The port of a run's present round, held; each round has another one than the last."""
+
+    def __init__(self) -> None:
+        self._held: HeldPort | None = None
+
+    def next(self) -> int:
+        """The number of the next round's port."""
+        # The former one is let go after it, so that they differ.
+        former, self._held = self._held, HeldPort()
+        if former is not None:
+            former.close()
+        return self._held.number
+
+    def close(self) -> None:
+        """Let go of it, if there is one; `next` may follow."""
+        former, self._held = self._held, None
+        if former is not None:
+            former.close()
 
 
 _holds: weakref.WeakKeyDictionary[object, weakref.finalize[[], object]] = weakref.WeakKeyDictionary()
