@@ -21,7 +21,7 @@ from agentd.elastic.rendezvous.coordinated import (
     WorkerExit,
     WorkerStart,
 )
-from agentd.elastic.utils.ports import HeldPort
+from agentd.elastic.utils.ports import RoundPort
 from agentd.host.wire import (
     Done,
     Exited,
@@ -34,6 +34,7 @@ from agentd.host.wire import (
     StartedWorker,
     StopRound,
 )
+from agentd.procs.exits import exit_of
 from agentd.procs.waiter import Waiter
 
 ROUND_FILE = "round.json"
@@ -53,7 +54,7 @@ class HostRendezvous(RendezvousHandler):
         self._report = report
         self._place: Assignment | None = None
         self._stop_round = 0
-        self._port: HeldPort | None = None
+        self._port = RoundPort()
         self.workers: dict[int, StartedWorker] = {}
         """The running ones, by global rank."""
 
@@ -86,13 +87,11 @@ class HostRendezvous(RendezvousHandler):
         return int(self.round_over())
 
     def shutdown(self) -> bool:
-        port, self._port = self._port, None
-        if port is not None:
-            port.close()
+        self._port.close()
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        gone, port = self._round, self._offer_port()
+        gone, port = self._round, self._port.next()
         self.workers.clear()
         self._report(Ready(round=gone, master_port=port))
         self._waiter.wait_until(lambda: self._round > gone, None)
@@ -147,13 +146,6 @@ class HostRendezvous(RendezvousHandler):
         failed.sort(key=lambda worker: -worker.age_s)
         self._report(Failed(round=round, failures=tuple(failed), reason=reason))
 
-    def _offer_port(self) -> int:
-        """A fresh port; the one of the round that is over is let go after it, so that they differ."""
-        former, self._port = self._port, HeldPort()
-        if former is not None:
-            former.close()
-        return self._port.number
-
     def _write_round_file(self, round: int) -> None:
         """Without a disk the file stays that of an older round: whoever asks it keeps off, others work."""
         text = json.dumps(
@@ -175,13 +167,13 @@ def _started(worker: WorkerStart) -> StartedWorker:
 
 
 def _failed(rank: int, failure: ProcessFailure, log_dir: str) -> FailedWorker:
-    signalled = failure.exitcode < 0
+    ended = exit_of(failure.exitcode)
     return FailedWorker(
         rank=rank,
         local_rank=failure.local_rank,
         pid=failure.pid,
-        exit_code=None if signalled else failure.exitcode,
-        signal=-failure.exitcode if signalled else None,
+        exit_code=ended.exit_code,
+        signal=ended.signal,
         message=failure.message_text(),
         stderr_tail=failure.stderr_tail(),
         time=failure.exited_at,

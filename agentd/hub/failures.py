@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from agentd.api.types import Failure
 from agentd.elastic.multiprocessing.errors.failure import NOT_AVAILABLE, ProcessFailure
+from agentd.procs.exits import exit_of
 
 
 def reported(
@@ -33,13 +34,13 @@ def answered(first: Failure, node_id: str, own: Mapping[int, ProcessFailure]) ->
 
 
 def _report(rank: int, failure: ProcessFailure, log_dir: str) -> Failure:
-    signalled = failure.exitcode < 0
+    ended = exit_of(failure.exitcode)
     return Failure(
         rank=rank,
         local_rank=failure.local_rank,
         pid=failure.pid,
-        exit_code=None if signalled else failure.exitcode,
-        signal=-failure.exitcode if signalled else None,
+        exit_code=ended.exit_code,
+        signal=ended.signal,
         message=failure.message_text(),
         stderr_tail=failure.stderr_tail(),
         time=failure.exited_at,
