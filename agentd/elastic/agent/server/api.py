@@ -22,16 +22,10 @@ from agentd.elastic.agent.server import ranks
 from agentd.elastic.agent.server.decisions import AloneDecisions, Decisions, SharedDecisions
 from agentd.elastic.agent.server.recording import GroupRecorder
 from agentd.elastic.agent.server.spec import RunResult, Worker, WorkerGroup, WorkerSpec
-from agentd.elastic.agent.server.stopping import (
-    StopControl,
-    StopRequest,
-    StopRequested,
-    handling,
-    signals_to_handle,
-)
+from agentd.elastic.agent.server.stopping import StopControl, StopRequest, StopRequested
 from agentd.elastic.metrics import prof
-from agentd.elastic.multiprocessing.api import SignalException
 from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
+from agentd.elastic.multiprocessing.signals import SignalException, handling, signals_to_handle
 from agentd.elastic.rendezvous.api import RendezvousGracefulExitError
 from agentd.elastic.rendezvous.coordinated import (
     AssignedRendezvousInfo,

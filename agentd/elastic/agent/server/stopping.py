@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from agentd.elastic.multiprocessing.signals import SignalException, handling, signals_to_handle
+from agentd.elastic.multiprocessing.signals import SignalException
 
-__all__ = ["StopControl", "StopRequest", "StopRequested", "handling", "signals_to_handle"]
+__all__ = ["StopControl", "StopRequest", "StopRequested"]
 
 
 class StopRequested(BaseException):
