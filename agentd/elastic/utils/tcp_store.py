@@ -130,9 +130,8 @@ class TcpStore(BaseStore):
                 return True
             if left <= 0:
                 return False
-            time.sleep(
-                0.001
-            )  # a lock is not fair: without it the next piece begins before anybody else's turn
+            # A lock is not fair: without it the next piece begins before anybody else's turn.
+            time.sleep(0.001)
 
     def _exchange(self, operation: str, fields: Sequence[bytes], patience_s: float) -> list[bytes]:
         """Ask until there is an answer, over new connections if need be."""
