@@ -46,11 +46,6 @@ class TimerBook:
         return len(self._timers)
 
     @property
-    def owners(self) -> frozenset[ProcessIdentity]:
-        """Whose timers are set."""
-        return frozenset(timer.owner for timer in self._timers.values())
-
-    @property
     def timers(self) -> tuple[Timer, ...]:
         """All that are set."""
         return tuple(self._timers.values())

@@ -1,4 +1,4 @@
-"""A port that is found free and stays so, and the address under which others reach this machine."""
+"""Ports of this machine, held or listened on, and the address under which others reach it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["HeldPort", "RoundPort", "hold_with", "own_address"]
+__all__ = ["HeldPort", "RoundPort", "hold_with", "listening_everywhere", "own_address"]
+
+BACKLOG = 1024  # who finds no room in it tries again a second later
 
 
 class HeldPort:
@@ -21,7 +23,7 @@ class HeldPort:
     """
 
     def __init__(self) -> None:
-        self._socket = _bound_socket()
+        self._socket = _bound_everywhere(0)
         self.number: int = self._socket.getsockname()[1]
         """The port's number."""
 
@@ -62,6 +64,20 @@ def hold_with(owner: object, port: HeldPort) -> None:
         former()
 
 
+def listening_everywhere(port: int) -> socket.socket:
+    """Listen on all addresses of this machine, of IPv4 and, where it has that, IPv6; 0 is any free port.
+
+    Raises `OSError` if the port is taken or may not be had.
+    """
+    listener = _bound_everywhere(port)
+    try:
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
 def own_address() -> str:
     """The name or address of this machine to give to others.
 
@@ -96,19 +112,19 @@ def _route_address() -> str:
     return ""
 
 
-def _bound_socket() -> socket.socket:
+def _bound_everywhere(port: int) -> socket.socket:
     import socket
 
     try:
-        return _bound(socket.AF_INET6, "::")
+        return _bound(socket.AF_INET6, "::", port)
     except OSError as error:
         # No IPv6 in this kernel or namespace; anything else would fail below too.
         if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT):
             raise
-        return _bound(socket.AF_INET, "0.0.0.0")
+        return _bound(socket.AF_INET, "0.0.0.0", port)
 
 
-def _bound(family: socket.AddressFamily, host: str) -> socket.socket:
+def _bound(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
     import socket
 
     held = socket.socket(family, socket.SOCK_STREAM)
@@ -117,7 +133,7 @@ def _bound(family: socket.AddressFamily, host: str) -> socket.socket:
         if family == socket.AF_INET6:
             # Both families: who listens there may bind either.
             held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        held.bind((host, 0))
+        held.bind((host, port))
     except OSError:
         held.close()
         raise

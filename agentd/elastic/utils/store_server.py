@@ -18,6 +18,7 @@ from typing import Final
 
 from agentd.elastic.utils import keyvalues, store_wire
 from agentd.elastic.utils.keyvalues import KeyValues
+from agentd.elastic.utils.ports import BACKLOG, listening_everywhere
 from agentd.elastic.utils.store import StoreError
 from agentd.elastic.utils.store_wire import BadFrame
 
@@ -314,7 +315,5 @@ def make_lively(connection: socket.socket) -> None:
 def _listening(host: str, port: int) -> socket.socket:
     if host in LOOPBACK:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((LOOPBACK[host], port), family=family, backlog=1024)
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True)
-    return socket.create_server(("", port), backlog=1024)
+        return socket.create_server((LOOPBACK[host], port), family=family, backlog=BACKLOG)
+    return listening_everywhere(port)

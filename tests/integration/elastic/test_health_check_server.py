@@ -27,6 +27,7 @@ from agentd.elastic.agent.server.health_check_server import (
     HealthCheckServer,
     create_healthcheck_server,
 )
+from agentd.elastic.utils import ports
 from agentd.procs.waiter import Waiter
 from tests.support.waiting import wait_until
 
@@ -479,14 +480,14 @@ def test_a_privileged_port_is_a_clear_error() -> None:
 
 
 def test_it_serves_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = listener._listener
+    real = ports._bound
 
     def without_ipv6(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
         if family == socket.AF_INET6:
             raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
         return real(family, host, port)
 
-    monkeypatch.setattr(listener, "_listener", without_ipv6)
+    monkeypatch.setattr(ports, "_bound", without_ipv6)
     server: HealthCheckServer = HttpHealthCheckServer(time.time, 0, 60)
     server.start()
     socket.create_connection(("127.0.0.1", server.port), timeout=5).close()

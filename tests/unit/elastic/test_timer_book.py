@@ -98,7 +98,7 @@ def test_dropping_a_process_forgets_its_timers_and_no_others() -> None:
         acquire(book, pid, "b", 1, now=0.0)
     book.drop({7})
     assert set(book.expired(2.0)) == {8}
-    assert {owner.pid for owner in book.owners} == {8}
+    assert {timer.owner.pid for timer in book.timers} == {8}
 
 
 def test_a_full_book_refuses_new_timers_and_still_replaces_old_ones(monkeypatch: pytest.MonkeyPatch) -> None:

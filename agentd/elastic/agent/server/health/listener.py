@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from agentd.elastic.agent.server.health.answers import HEAD_LIMIT, answer_to
 from agentd.elastic.agent.server.health_check_server import HealthCheckPortError, Liveness, checked_port
+from agentd.elastic.utils.ports import listening_everywhere
 from agentd.procs.waiter import Waiter
 
 log = logging.getLogger(__name__)
@@ -31,37 +32,16 @@ DISCARD_LIMIT = 65536
 """Bytes that a client may still send after it was answered."""
 RETRY_S = 1.0
 """Until the next attempt to accept after the process ran out of descriptors."""
-_BACKLOG = 1024  # a SYN that finds no room is sent again a second later
-_NO_IPV6 = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT})
 
 
 def open_listener(port: object) -> socket.socket:
     """A listening socket for IPv4 and, where the machine has it, IPv6. Raises `HealthCheckPortError`."""
     number = checked_port(port)
     try:
-        try:
-            return _listener(socket.AF_INET6, "::", number)
-        except OSError as error:
-            if error.errno not in _NO_IPV6:
-                raise
-            return _listener(socket.AF_INET, "0.0.0.0", number)
+        listener = listening_everywhere(number)
     except OSError as error:
         raise HealthCheckPortError(port, _cause(error, number)) from error
-
-
-def _listener(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        # Without it the port stays taken for a minute after connections were closed from this side.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setblocking(False)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-    except OSError:
-        listener.close()
-        raise
+    listener.setblocking(False)
     return listener
 
 
