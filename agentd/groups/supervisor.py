@@ -277,7 +277,8 @@ class Supervisor:
             case ev.Sweep():
                 self._in_background(self._sweep())
             case ev.HubReady(port):
-                self._member.ready(self.role, self._spec.local_world_size, port)
+                size = self._spec.local_world_size
+                self._member.ready(self.role, size, port, self._state.round)
             case ev.HubGone(round_, port, unkillable):
                 self._member.gone(self.role, round_, port, unkillable)
             case ev.HubFailed(round_, failures, ages, reason):

@@ -116,8 +116,9 @@ def hello_from_message(message: pb.JoinRequest) -> SessionHello:
 def request_to_message(message: NodeMessage) -> pb.JoinRequest:
     """What a node says after its hello."""
     match message:
-        case MemberReady(role=role, local_world_size=size, master_port=port):
-            return pb.JoinRequest(ready=pb.MemberReady(role=role, local_world_size=size, master_port=port))
+        case MemberReady(role=role, local_world_size=size, master_port=port, round=round_):
+            ready = pb.MemberReady(role=role, local_world_size=size, master_port=port, round=round_)
+            return pb.JoinRequest(ready=ready)
         case RoundGone(role=role, round=round_, master_port=port, unkillable=unkillable):
             gone = pb.RoundGone(role=role, round=round_, master_port=port, unkillable=unkillable)
             return pb.JoinRequest(gone=gone)
@@ -144,6 +145,7 @@ def request_from_message(message: pb.JoinRequest) -> NodeMessage | None:
                 role=ready.role,
                 local_world_size=_size("ready.local_world_size", ready.local_world_size),
                 master_port=_port("ready.master_port", ready.master_port),
+                round=ready.round,
             )
         case "gone":
             gone = message.gone

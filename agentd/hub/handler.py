@@ -156,7 +156,7 @@ class AgentdRendezvousHandler(RendezvousHandler):
         self._told_to_stop = False
         self._own_failures, self._log_dirs = {}, {}
         role, size, port = self._member_role, self._member_size, self._offer_port()
-        self._say(lambda session: session.ready(role, size, port))
+        self._say(lambda session: session.ready(role, size, port, former))
         self._wait_until(lambda: self._heard.round > former, forming=True)
         place = self._heard.place
         assert place is not None

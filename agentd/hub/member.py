@@ -139,9 +139,13 @@ class MemberSession:
         if self._task is None and not self._closing:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def ready(self, role: str, local_world_size: int, master_port: int) -> None:
-        """None of the member's workers run; it wants a place, and holds a port for rank 0."""
-        self._say(self._book.ready(role, local_world_size, master_port))
+    def ready(self, role: str, local_world_size: int, master_port: int, round_: int) -> None:
+        """None of the member's workers run; it wants a place, and holds a port for rank 0.
+
+        `round_` is the newest of which `on_assignment` has reached the caller, 0 if none: a newer one may be
+        on its way from here to there.
+        """
+        self._say(self._book.ready(role, local_world_size, master_port, round_))
 
     def gone(self, role: str, round_: int, master_port: int, unkillable: str = "") -> None:
         """Nothing of the round runs here. Port 0: the member wants no other place."""

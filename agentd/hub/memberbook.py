@@ -45,6 +45,8 @@ class MemberBook:
 
     def __init__(self) -> None:
         self._members: dict[str, _Member] = {}
+        self._placed: dict[str, int] = {}
+        """Newest round by role. Outlives the member: who comes back has still heard of it."""
         self._stopped = 0
 
     @property
@@ -75,13 +77,21 @@ class MemberBook:
             if member.report is not None
         ]
 
-    def ready(self, role: str, local_world_size: int, master_port: int) -> MemberMessage:
-        """None of its workers run: it wants a place."""
+    def ready(self, role: str, local_world_size: int, master_port: int, round_: int) -> MemberMessage:
+        """None of its workers run: it wants a place. `round_`: the newest its owner has heard a place of."""
         member = self._members.get(role) or _Member(role=role, local_world_size=local_world_size)
         self._members[role] = member = replace(member, local_world_size=local_world_size, leaving=False)
+        report = MemberReady(
+            role=role,
+            local_world_size=local_world_size,
+            master_port=master_port,
+            round=self._heard(role),
+        )
+        if member.condition is not MemberCondition.JOINING and member.round > round_:
+            # It crossed a place that its owner has yet to hear of, will start, and will answer.
+            return replace(report, round=round_)
         if member.stopping:
             return self._keep(member, self._gone(member, member.stopping, master_port))
-        report = MemberReady(role=role, local_world_size=local_world_size, master_port=master_port)
         member = replace(member, condition=MemberCondition.JOINING, master_port=master_port)
         return self._keep(member, report)
 
@@ -131,8 +141,10 @@ class MemberBook:
 
     def assigned(self, assignment: Assignment) -> bool:
         """Take a place; false if the message is stale."""
+        heard = self._heard(assignment.role)
+        self._placed[assignment.role] = max(heard, assignment.round)
         member = self._members.get(assignment.role)
-        if member is None or member.leaving or assignment.round <= max(member.round, self._stopped):
+        if member is None or member.leaving or assignment.round <= heard:
             return False
         self._members[member.role] = replace(
             member,
@@ -163,6 +175,9 @@ class MemberBook:
         """The run is over: nothing is left to be said twice."""
         for role, member in self._members.items():
             self._members[role] = replace(member, report=None)
+
+    def _heard(self, role: str) -> int:
+        return max(self._placed.get(role, 0), self._stopped)
 
     def _answer_for_idle(self, member: _Member, round_: int) -> list[MemberMessage]:
         if member.master_port:

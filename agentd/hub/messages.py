@@ -61,6 +61,9 @@ class MemberReady:
     local_world_size: int
     master_port: int
     """Held by its node and free for rank 0 of the next round."""
+    round: int
+    """The newest it has heard of, by a place or by a stop; 0: none. An offer that crossed a newer place on
+    its way is none: the place will be answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,14 +66,19 @@ def _ready(turn: Turn, key: MemberKey, message: MemberReady) -> None:
     state = turn.state
     offer = Offer(message.local_world_size, message.master_port)
     _remember_size(turn, key, message.local_world_size)
+    if key in state.leaving:
+        turn.change(leaving=state.leaving - {key})
     if key in state.live:
         place = state.live[key]
-        if place is not None and place.offer == offer:
+        if place is not None and place.offer == offer and message.round < state.round:
             _place_again(turn, key, place)
         else:
             membership_changed(turn, f"{turn.label(key)} came back without its workers")
-    elif key not in state.owing and key not in state.done:
-        turn.change(leaving=state.leaving - {key})
+    elif key in state.owing:
+        if message.round >= state.round:
+            # It knows of the round and runs nothing: that is the answer it owes.
+            _answered(turn, key, RoundGone(role=key.role, round=state.round, master_port=offer.master_port))
+    elif key not in state.done and not _crossed(turn, key, message.round):
         _offer(turn, key, offer)
 
 
@@ -93,7 +98,8 @@ def _gone(turn: Turn, key: MemberKey, message: RoundGone) -> None:
             _offer_again(turn, key, message)
     elif key not in state.done and key not in state.leaving and message.round <= state.round:
         # It was left out as lost and is back.
-        _offer_again(turn, key, message)
+        if not _crossed(turn, key, message.round):
+            _offer_again(turn, key, message)
 
 
 def _answered(turn: Turn, key: MemberKey, message: RoundGone) -> None:
@@ -119,9 +125,17 @@ def _gone_unasked(turn: Turn, key: MemberKey, message: RoundGone) -> None:
     _offer_again(turn, key, message)
 
 
+def _crossed(turn: Turn, key: MemberKey, round_: int) -> bool:
+    """Whether a newer place was on its way to the member when it said that.
+
+    It will start that round, or has. Left out since, it was also told to stop it: its answer is the offer.
+    """
+    return round_ < turn.state.nodes[key.node_id].told.get(key.role, 0)
+
+
 def _place_again(turn: Turn, key: MemberKey, place: Place) -> None:
     """It still waits for its place: the stream broke before the assignment arrived."""
-    turn.emit(Send(key.node_id, place.assignment))
+    turn.give({key: place})
 
 
 def _offer_again(turn: Turn, key: MemberKey, message: RoundGone) -> None:

@@ -14,7 +14,7 @@ from agentd.core.specs import Member
 from agentd.hub import sentences
 from agentd.hub.messages import AgedFailure, MemberFailed, MemberWaiting, RunFinished, StopRound
 from agentd.hub.ranks import assign, seat
-from agentd.hub.state import Beat, Ended, MemberKey, Place, RunState, Send, TimedFailure
+from agentd.hub.state import Beat, Ended, MemberKey, Place, RunState, TimedFailure
 from agentd.hub.turn import Turn, node_ids, without
 
 
@@ -195,8 +195,7 @@ def _form(turn: Turn) -> None:
         suspect_lost=False,
     )
     turn.journal()
-    for key, place in places.items():
-        turn.emit(Send(key.node_id, place.assignment))
+    turn.give(places)
     for key in spares:
         turn.send([key.node_id], MemberWaiting(role=key.role, reason=sentences.full(turn.state)))
 

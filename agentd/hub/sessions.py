@@ -64,6 +64,7 @@ def attach(turn: Turn, hello: SessionHello) -> None:
         name=hello.node_name or hello.node_id,
         reattach_window=hello.reattach_window,
         sizes={**(before.sizes if before else {}), **sizes},
+        told=_said_to_have(hello),
     )
     turn.change(
         nodes=with_(state.nodes, node.node_id, node),
@@ -157,6 +158,11 @@ def _go(turn: Turn, node: Node, why: str, *, lost: bool) -> None:
         absent=with_(remembered, node.node_id, absent),
     )
     turn.emit(CloseSession(node.node_id, node.epoch))
+
+
+def _said_to_have(hello: SessionHello) -> dict[str, int]:
+    """By role, the round that the node has a place in by its own word."""
+    return {each.role: each.round for each in hello.members if each.condition is not MemberCondition.JOINING}
 
 
 def _gather(turn: Turn) -> None:

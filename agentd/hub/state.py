@@ -40,6 +40,10 @@ class Beat(enum.Enum):
     ENDED = "ended"
 
 
+def _nothing() -> Mapping[K, V]:
+    return MappingProxyType[K, V]({})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """A node that is here, or whose stream broke a moment ago."""
@@ -53,6 +57,8 @@ class Node:
     reattach_window: float
     sizes: Mapping[str, int]
     """Last known local_world_size by role."""
+    told: Mapping[str, int] = field(default_factory=_nothing)
+    """By role, the newest round that its session was given a place in, or began with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,10 +121,6 @@ class HubRecord:
     """By group rank."""
     stopping: bool = False
     """The round was being stopped, so its members may know that it is over."""
-
-
-def _nothing() -> Mapping[K, V]:
-    return MappingProxyType[K, V]({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,17 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from agentd.hub.messages import HubMessage
-from agentd.hub.state import Beat, Effect, HubRecord, Journal, MemberKey, RecordedMember, RunState, Send
+from agentd.hub.state import (
+    Beat,
+    Effect,
+    HubRecord,
+    Journal,
+    MemberKey,
+    Place,
+    RecordedMember,
+    RunState,
+    Send,
+)
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -34,6 +44,15 @@ class Turn:
     def send(self, node_ids: Iterable[str], message: HubMessage) -> None:
         """Tell one message to each of these nodes."""
         self.effects.extend(Send(node_id, message) for node_id in node_ids)
+
+    def give(self, places: Mapping[MemberKey, Place]) -> None:
+        """Tell members their places. What each of them said before it hears of that is late from now on."""
+        nodes = dict(self.state.nodes)
+        for key, (assignment, _) in places.items():
+            node = nodes[key.node_id]
+            nodes[key.node_id] = replace(node, told=with_(node.told, key.role, assignment.round))
+            self.emit(Send(key.node_id, assignment))
+        self.change(nodes=nodes)
 
     def journal(self) -> None:
         """Have what the state promises written before the effects that follow."""

@@ -201,20 +201,27 @@ class MemberReady(google.protobuf.message.Message):
     ROLE_FIELD_NUMBER: builtins.int
     LOCAL_WORLD_SIZE_FIELD_NUMBER: builtins.int
     MASTER_PORT_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
     role: builtins.str
     """Which member."""
     local_world_size: builtins.int
     """Workers it will start."""
     master_port: builtins.int
     """Held by its node and free for rank 0 of the next round."""
+    round: builtins.int
+    """The newest round the member has heard of, by an assignment or by a stop;
+    0: none. If the hub has assigned it a newer one on this stream, the message
+    crossed that assignment and is no offer: what answers the assignment is.
+    """
     def __init__(
         self,
         *,
         role: builtins.str = ...,
         local_world_size: builtins.int = ...,
         master_port: builtins.int = ...,
+        round: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["local_world_size", b"local_world_size", "master_port", b"master_port", "role", b"role"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["local_world_size", b"local_world_size", "master_port", b"master_port", "role", b"role", "round", b"round"]) -> None: ...
 
 global___MemberReady = MemberReady
 

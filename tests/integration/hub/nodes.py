@@ -134,7 +134,8 @@ class Node:
 
     def offer(self) -> None:
         self._port += 1
-        self.session.ready("default", 2, self._port)
+        heard = self.assignments[-1].round if self.assignments else 0
+        self.session.ready("default", 2, self._port, heard)
 
     # --- the listener -----------------------------------------------------------------------------------
 

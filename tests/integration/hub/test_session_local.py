@@ -104,7 +104,7 @@ async def test_silent_node_with_an_open_stream_is_lost_after_one_lease() -> None
         (a,) = stage.add("a")
         hello = SessionHello(run_id=RUN, incarnation=INCARNATION, node_id="b", agent_uid="x", session_epoch=1)
         mute = stage.hub.open_session(hello)
-        await mute.send(MemberReady(role="default", local_world_size=2, master_port=9))
+        await mute.send(MemberReady(role="default", local_world_size=2, master_port=9, round=0))
         await stage.round_is(1, a)
         began = now()
         await stage.round_is(2, a)

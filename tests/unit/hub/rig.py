@@ -120,9 +120,18 @@ class Rig:
     def say(self, node: str, message: MemberMessage, *, overdue: Iterable[str] = ()) -> None:
         self.post(Received(node, self.epoch(node), message, frozenset(overdue)))
 
-    def ready(self, node: str, role: str = "default", *, size: int = 1, port: int = 0) -> None:
+    def ready(
+        self, node: str, role: str = "default", *, size: int = 1, port: int = 0, round_: int | None = None
+    ) -> None:
+        """An offer of one that has heard all the hub said, or only of rounds up to `round_`."""
         self._ports += 1
-        self.say(node, MemberReady(role=role, local_world_size=size, master_port=port or self._ports))
+        message = MemberReady(
+            role=role,
+            local_world_size=size,
+            master_port=port or self._ports,
+            round=self.state.round if round_ is None else round_,
+        )
+        self.say(node, message)
 
     def join(self, *nodes: str, role: str = "default", size: int = 1) -> None:
         for node in nodes:

@@ -36,7 +36,7 @@ from tests.unit.hub.rig import make_spec
 FAILURE = Failure(node_id="a", role="x", round=2, rank=3, pid=4, exit_code=5, time=1.5, stderr_tail="oh")
 
 NODE_MESSAGES: list[NodeMessage] = [
-    MemberReady(role="x", local_world_size=8, master_port=41_000),
+    MemberReady(role="x", local_world_size=8, master_port=41_000, round=7),
     RoundGone(role="x", round=3, master_port=41_001),
     RoundGone(role="x", round=3, unkillable="pid 9 in D state"),
     MemberFailed(role="x", round=3, failures=(AgedFailure(failure=FAILURE, age=0.25),)),

@@ -34,15 +34,15 @@ def place(round_: int, role: str = "x") -> Assignment:
 
 def running(round_: int = 1) -> MemberBook:
     book = MemberBook()
-    book.ready("x", 2, 4001)
+    book.ready("x", 2, 4001, 0)
     assert book.assigned(place(round_))
     return book
 
 
 def test_offer_is_repeated_until_there_is_a_place() -> None:
     book = MemberBook()
-    book.ready("x", 2, 4001)
-    assert book.unanswered(0.0) == [MemberReady(role="x", local_world_size=2, master_port=4001)]
+    book.ready("x", 2, 4001, 0)
+    assert book.unanswered(0.0) == [MemberReady(role="x", local_world_size=2, master_port=4001, round=0)]
     assert book.needs_hub
     book.assigned(place(1))
     assert book.unanswered(0.0) == []
@@ -60,7 +60,7 @@ def test_failure_that_is_repeated_has_grown_older() -> None:
 
 def test_idle_member_answers_a_stop_at_once_with_the_port_it_holds() -> None:
     book = MemberBook()
-    book.ready("x", 2, 4001)
+    book.ready("x", 2, 4001, 0)
     answers, act = book.stop(StopRound(round=3, reason=""))
     assert answers == [RoundGone(role="x", round=3, master_port=4001)]
     assert not act
@@ -68,7 +68,7 @@ def test_idle_member_answers_a_stop_at_once_with_the_port_it_holds() -> None:
 
 def test_place_in_a_round_that_was_stopped_already_is_not_taken() -> None:
     book = MemberBook()
-    book.ready("x", 2, 4001)
+    book.ready("x", 2, 4001, 0)
     book.stop(StopRound(round=3, reason=""))
     assert not book.assigned(place(3))
     assert book.assigned(place(4))
@@ -77,7 +77,7 @@ def test_place_in_a_round_that_was_stopped_already_is_not_taken() -> None:
 def test_ready_after_a_stop_is_the_answer_to_it() -> None:
     book = running(round_=2)
     assert book.stop(StopRound(round=2, reason="")) == ([], True)
-    assert book.ready("x", 2, 4002) == RoundGone(role="x", round=2, master_port=4002)
+    assert book.ready("x", 2, 4002, 2) == RoundGone(role="x", round=2, master_port=4002)
 
 
 def test_stop_that_is_told_again_is_acted_on_once() -> None:
@@ -99,10 +99,10 @@ def test_done_member_that_is_to_run_again_has_to_act() -> None:
 
 def test_host_lost_while_waiting_answers_a_stop_only_with_a_new_port() -> None:
     book = MemberBook()
-    book.ready("x", 2, 4001)
+    book.ready("x", 2, 4001, 0)
     book.failed("x", 0, [], "the host was lost", now=0.0)
     assert book.stop(StopRound(round=1, reason="")) == ([], False)
-    assert book.ready("x", 2, 4002) == RoundGone(role="x", round=1, master_port=4002)
+    assert book.ready("x", 2, 4002, 0) == RoundGone(role="x", round=1, master_port=4002)
 
 
 def test_leaving_member_is_repeated_until_its_workers_are_gone() -> None:

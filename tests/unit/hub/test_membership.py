@@ -261,7 +261,7 @@ def test_assignment_lost_with_its_stream_is_sent_again() -> None:
     first = rig.placed()["b"]
     rig.break_stream("b")
     rig.hello("b", member(JOINING, 0))
-    rig.ready("b", port=4002)
+    rig.ready("b", port=4002, round_=0)
     assert rig.placed() == {"b": first}
     assert rig.phase() is Phase.RUNNING
 
@@ -373,7 +373,7 @@ def test_words_of_a_replaced_session_change_nothing() -> None:
     rig.hello("b", epoch=1)
     rig.hello("b", epoch=2)
     before = rig.state
-    old = MemberReady(role="default", local_world_size=1, master_port=1)
+    old = MemberReady(role="default", local_world_size=1, master_port=1, round=0)
     rig.post(Received("b", 1, old))
     assert rig.state == before
 

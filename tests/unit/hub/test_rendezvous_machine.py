@@ -1,7 +1,8 @@
 """Any order of joins, losses, failures, late and repeated words: what holds at every moment.
 
 Nodes speak through the same `MemberBook` as the real member session; their streams are queues that can be
-cut at any time, and words of old streams and old rounds are thrown in again.
+cut at any time, and words of old streams and old rounds are thrown in again. The groups of a node hear of
+what its book has taken only later.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ class SimNode:
     book: MemberBook = field(default_factory=MemberBook)
     to_hub: deque[MemberMessage] = field(default_factory=deque)
     from_hub: deque[HubMessage] = field(default_factory=deque)
+    to_group: deque[Assignment | StopRound] = field(default_factory=deque)
+    heard: int = 0
+    """Newest round the group has had a place in."""
     running: int = 0
     """Round whose workers run; 0: none."""
     stopping: int = 0
@@ -73,27 +77,46 @@ class SimNode:
         if message is not None and self.connected:
             self.to_hub.append(message)
 
+    @property
+    def condition(self) -> MemberCondition | None:
+        states = self.book.states()
+        return states[0].condition if states else None
+
+    @property
+    def wants_a_place(self) -> bool:
+        """Its offer stands, and neither it nor the hub has anything more to say or hear."""
+        quiet = not (self.to_hub or self.from_hub or self.to_group)
+        here = self.connected and self.hosted and not self.left and not self.finished
+        return quiet and here and self.condition is MemberCondition.JOINING
+
     def offer(self) -> None:
         self.port += 1
-        self.say(self.book.ready("default", 2, self.port))
+        self.say(self.book.ready("default", 2, self.port, self.heard))
 
     def hear(self, message: HubMessage) -> None:
         if isinstance(message, Assignment) and self.book.assigned(message):
-            assert not self.running, "an old round is still running here"
-            self.running = message.round
+            self.to_group.append(message)
         elif isinstance(message, StopRound):
             answers, act = self.book.stop(message)
             for answer in answers:
                 self.say(answer)
             if act:
-                self.stopping = message.round
-                if not self.running:
-                    # It was done: hosted again, it offers itself at once.
-                    self.offer()
-                    self.stopping = 0
+                self.to_group.append(message)
         elif isinstance(message, RunFinished):
             self.finished = True
             self.book.finish()
+
+    def group_hears(self) -> None:
+        while self.to_group:
+            message = self.to_group.popleft()
+            if isinstance(message, Assignment):
+                assert not self.running, "an old round is still running here"
+                self.running = self.heard = message.round
+            elif self.running:
+                self.stopping = message.round
+            else:
+                # It was done: hosted again, it offers itself at once.
+                self.offer()
 
 
 class RendezvousMachine(RuleBasedStateMachine):
@@ -237,22 +260,28 @@ class RendezvousMachine(RuleBasedStateMachine):
         if calm:
             self.all_stopped_workers_end(order)
 
-    @rule(name=st.sampled_from(NODES), count=st.integers(1, 3), hub=st.booleans())
-    def some_words_arrive(self, name: str, count: int, hub: bool) -> None:
-        (self.hub_reads if hub else self.node_reads)(self.nodes[name], count)
+    @rule(name=st.sampled_from(NODES), count=st.integers(1, 3), hub=st.booleans(), slow=st.booleans())
+    def some_words_arrive(self, name: str, count: int, hub: bool, slow: bool) -> None:
+        if hub:
+            self.hub_reads(self.nodes[name], count)
+        else:
+            self.node_reads(self.nodes[name], count, slow=slow)
 
     def hub_reads(self, node: SimNode, count: int) -> None:
         while node.to_hub and count:
             self.post_received(node, node.to_hub.popleft())
             count -= 1
 
-    def node_reads(self, node: SimNode, count: int) -> None:
+    def node_reads(self, node: SimNode, count: int, *, slow: bool = False) -> None:
+        """`slow`: its group hears nothing of it yet."""
         while node.from_hub and count:
-            before = node.running
             node.hear(node.from_hub.popleft())
-            if node.running != before:
-                self.given_up.discard(node.name)
             count -= 1
+        before = node.running
+        if not slow:
+            node.group_hears()
+        if node.running != before and node.running == self.rig.state.round:
+            self.given_up.discard(node.name)
 
     @rule(data=st.data(), calm=CALM)
     def a_node_connects(self, data: st.DataObject, calm: bool) -> None:
@@ -323,8 +352,26 @@ class RendezvousMachine(RuleBasedStateMachine):
     def a_host_is_lost_and_started_again(self, data: st.DataObject) -> None:
         """A member that waits for its place offers another port."""
         if node := self.some(data, hosted=True, running=False, left=False, finished=False):
-            if node.book.states() and node.book.states()[0].condition is MemberCondition.JOINING:
+            if node.condition in (MemberCondition.JOINING, MemberCondition.RUNNING):
                 node.offer()
+
+    @rule(data=st.data(), read=st.integers(0, 2), calm=CALM)
+    def hosts_are_lost_behind_a_link_that_is_stuck(self, data: st.DataObject, read: int, calm: bool) -> None:
+        """Rare enough by chance: its offers are late, and the others go on without it."""
+        if not (node := self.some(data, connected=True, hosted=True, running=False, left=False)):
+            return
+        if node.finished or node.condition not in (MemberCondition.JOINING, MemberCondition.RUNNING):
+            return
+        others = [name for name in NODES if name != node.name]
+        for _ in range(2):
+            node.offer()
+            self.settle(others, calm=True)
+            self.hub_reads(node, read)
+        for seconds in (1.0, 50.0):
+            self.settle(others, calm=True)
+            self.time_passes(seconds)
+        if calm:
+            self.settle(NODES, calm=False)
 
     @rule(data=st.data(), really=st.sampled_from([False, True]))
     def a_node_leaves(self, data: st.DataObject, really: bool) -> None:
@@ -423,6 +470,15 @@ class RendezvousMachine(RuleBasedStateMachine):
         state = self.rig.state
         if state.beat in (Beat.FORMING, Beat.STOPPING, Beat.ENDING):
             assert due(state) is not None
+
+    @invariant()
+    def who_wants_a_place_is_waited_with(self) -> None:
+        """Nobody is left out who has heard all and still offers itself: no offer is lost."""
+        state = self.rig.state
+        if state.beat in (Beat.ENDING, Beat.ENDED):
+            return
+        for name, node in self.nodes.items():
+            assert not node.wants_a_place or MemberKey(name, "default") in state.waiting, name
 
     # --- and it ends --------------------------------------------------------------------------------------
 
