@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 from agentd.procs import prctl
 from agentd.procs.exits import ExitInfo, ExitWatch
 from agentd.procs.identity import ProcessIdentity, identify
+from agentd.procs.lifeline import Lifeline
 from agentd.procs.waiter import Waiter
 
 DEATHLINK = str(Path(__file__).with_name("deathlink.py"))
@@ -52,6 +53,8 @@ class Child:
     popen: subprocess.Popen[bytes]
     started_at: float = field(default_factory=time.time)
     """Seconds since the epoch."""
+    lifeline: Lifeline | None = None
+    """What its process group lives by."""
 
     @property
     def pid(self) -> int:
@@ -70,7 +73,8 @@ class Child:
 
     def reap(self) -> None:
         """Take its exit status, if it has ended; its pid is free afterwards."""
-        self.popen.poll()
+        if self.popen.poll() is not None and self.lifeline is not None:
+            self.lifeline.close()
 
 
 def spawn(
@@ -85,12 +89,15 @@ def spawn(
 ) -> Child:
     """Start `argv`; raises `SpawnError`. Streams that are not given are this process' own; stdin is empty.
 
-    The link follows the calling thread: with its end the child gets `parent_death_signal`.
+    The link follows the calling thread: with its end the child gets `parent_death_signal`. What the child
+    starts in its session's first group gets it when this process is gone: a descriptor tells the kernel.
     """
     program = find_program(argv[0], env)
     start = _starter(parent_death_signal)
     try:
-        with open(os.devnull, "rb") as empty:
+        with contextlib.ExitStack() as stack:
+            empty = stack.enter_context(open(os.devnull, "rb"))
+            lifeline = stack.enter_context(Lifeline()) if parent_death_signal and new_session else None
             options = {
                 "env": dict(env),
                 "cwd": cwd,
@@ -98,15 +105,18 @@ def spawn(
                 "stdout": stdout_fd,
                 "stderr": stderr_fd,
                 "start_new_session": new_session,
+                "pass_fds": () if lifeline is None else (lifeline.theirs,),
             }
             popen = start(program, argv, parent_death_signal or 0, options)
+            if lifeline is not None:
+                lifeline.tie(popen.pid, parent_death_signal or 0)
     except OSError as error:
         raise _explained(error, program, cwd) from error
     except ValueError as error:
         raise SpawnError(errno.EINVAL, program, str(error)) from error
     identity = identify(popen.pid)
     assert identity is not None, "an unreaped child is always in /proc"
-    return Child(identity, popen)
+    return Child(identity, popen, lifeline=lifeline)
 
 
 def find_program(name: str, env: Mapping[str, str]) -> str:
@@ -171,7 +181,8 @@ def _start_linked(
     try:
         shim = [sys.executable, "-I", "-S", DEATHLINK, str(int(death_signal)), str(os.getpid()), str(told)]
         try:
-            popen = subprocess.Popen([*shim, program, *argv], pass_fds=(told,), **options)
+            options = {**options, "pass_fds": (told, *options["pass_fds"])}
+            popen = subprocess.Popen([*shim, program, *argv], **options)
         finally:
             os.close(told)
         number = _read_report(report)

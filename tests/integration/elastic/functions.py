@@ -6,6 +6,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -119,6 +120,12 @@ def sleep_with_grandchild(folder: str) -> None:
     process.start()
     Path(folder, "up").touch()
     time.sleep(1000)
+
+
+def sleep_beside_grandchild(folder: str, name: str) -> None:
+    """A grandchild that keeps nothing of this process open, then sleep."""
+    subprocess.Popen(["sleep", "1000"], close_fds=True)
+    sleep(folder, name)
 
 
 def leave_grandchild() -> int:

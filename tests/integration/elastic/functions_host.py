@@ -18,7 +18,7 @@ if __name__ == "__main__":
     env = {"AGENTD_ROUND": "1"}
     context = start_processes(
         "trainer",
-        functions.sleep,
+        functions.sleep_beside_grandchild,
         {rank: (folder, f"up{rank}") for rank in range(2)},
         {rank: dict(env) for rank in range(2)},
         RoundLogsSpecs(folder),

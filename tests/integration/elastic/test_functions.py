@@ -438,7 +438,9 @@ def _host(folder: Path, method: str, *more: str, **env: str) -> subprocess.Popen
         ),
     ],
 )
-def test_workers_die_when_their_agents_process_is_killed(group: Group, method: str) -> None:
+def test_workers_and_what_they_started_die_when_their_agents_process_is_killed(
+    group: Group, method: str
+) -> None:
     host = _host(group.folder, method)
     try:
         wait_until(lambda: (group.folder / "up0").exists() and (group.folder / "up1").exists(), 60)

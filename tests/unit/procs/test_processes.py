@@ -34,6 +34,7 @@ def child(*argv: str, env: dict[str, str] | None = None) -> Iterator[Child]:
         if started.popen.returncode is None:
             started.signal_group(signal.SIGKILL)
             started.popen.wait()
+        started.reap()
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:

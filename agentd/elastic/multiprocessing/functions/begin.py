@@ -29,7 +29,7 @@ def begin(order: dict[str, Any]) -> None:
     fds = {name: _number(fd) for name, fd in order["fds"].items()}
     if os.getsid(0) != os.getpid():
         os.setsid()
-    _die_with(order["parent"], fds.get("lifeline"))
+    _die_with(order["parent"], fds["lifeline"])
     point_to_nothing(order["unwanted"])
     _reset_signals()
     if order["cpus"] is not None:
@@ -47,14 +47,12 @@ def _number(fd: Any) -> int:
     return fd if isinstance(fd, int) else int(fd.detach())
 
 
-def _die_with(parent: int, lifeline: int | None) -> None:
+def _die_with(parent: int, lifeline: int) -> None:
     """Die with the thread that started this process, and its group with the process at the lifeline's end."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     # It may have died before the link was made.
     if parent and os.getppid() != parent:
         os._exit(128 + signal.SIGKILL)
-    if lifeline is None:
-        return
     # The kernel sends the signal when the last writer closes: no thread of ours waits for that.
     fcntl.fcntl(lifeline, fcntl.F_SETSIG, int(signal.SIGKILL))  # type: ignore[attr-defined, unused-ignore]
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpid())

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import socket
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 from agentd.procs.waiter import Waiter
@@ -98,32 +96,3 @@ class ValueChannel:
         # The worker waits for that: it may end now, and with it what it shares.
         with contextlib.suppress(OSError):
             self._ours.send(b"\0", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-
-
-class Lifeline:
-    """The end of a pipe that this process holds; with its death the other end, a worker's, hangs up."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def detach(self) -> int:
-        """Leave the descriptor to the caller."""
-        fd, self._fd = self._fd, -1
-        return fd
-
-    def close(self) -> None:
-        """Close it, unless it was left to somebody."""
-        if self._fd >= 0:
-            os.close(self.detach())
-
-
-@contextlib.contextmanager
-def lifeline() -> Iterator[tuple[int, Lifeline]]:
-    """Both ends, the worker's first. They are closed at the end, but for what was detached."""
-    theirs, fd = os.pipe2(os.O_CLOEXEC)
-    ours = Lifeline(fd)
-    try:
-        yield theirs, ours
-    finally:
-        os.close(theirs)
-        ours.close()

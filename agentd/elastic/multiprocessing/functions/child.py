@@ -7,38 +7,25 @@ are its children; what they were can only be asked of it.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from multiprocessing import process as registry
 from multiprocessing.process import BaseProcess
 
-from agentd.elastic.multiprocessing.functions.begin import point_to_nothing
 from agentd.procs.exits import ExitInfo, ExitWatch, exit_of, peek_exit
 from agentd.procs.identity import ProcessIdentity, identify, send_group_signal
+from agentd.procs.lifeline import Lifeline
 from agentd.procs.waiter import Waiter
-
-_lifelines: set[int] = set()
-
-
-def _drop_lifelines() -> None:
-    point_to_nothing(_lifelines)
-
-
-# Workers live as long as anybody holds their lifeline: no process that this one happens to fork may.
-os.register_at_fork(after_in_child=_drop_lifelines)
 
 
 class FunctionChild:
     """A started process; `is_child` tells whether of this very process."""
 
-    def __init__(self, process: BaseProcess, *, is_child: bool, lifeline: int | None = None) -> None:
-        """`lifeline`: a descriptor that it lives by, closed here once it has ended."""
+    def __init__(self, process: BaseProcess, *, is_child: bool, lifeline: Lifeline) -> None:
+        """`lifeline`: what it lives by, closed once it has ended."""
         self._process = process
         self._is_child = is_child
         self._lifeline = lifeline
-        if lifeline is not None:
-            _lifelines.add(lifeline)
         self._closed = False
         self.started_at = time.time()
         """Seconds since the epoch."""
@@ -70,9 +57,7 @@ class FunctionChild:
         self._closed = True
         with contextlib.suppress(ValueError):
             self._process.close()
-        if self._lifeline is not None:
-            _lifelines.discard(self._lifeline)
-            os.close(self._lifeline)
+        self._lifeline.close()
 
     def _peek(self) -> ExitInfo | None:
         if self._is_child:

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from agentd.elastic.multiprocessing.functions import begin, worker
-from agentd.elastic.multiprocessing.functions.channel import ValueChannel, lifeline
+from agentd.elastic.multiprocessing.functions.channel import ValueChannel
 from agentd.elastic.multiprocessing.functions.child import FunctionChild
 from agentd.elastic.multiprocessing.functions.work import (
     Descriptors,
@@ -26,6 +26,7 @@ from agentd.elastic.multiprocessing.functions.work import (
     new_memory,
 )
 from agentd.elastic.multiprocessing.owner import Launch
+from agentd.procs.lifeline import Lifeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +48,28 @@ class FunctionStart:
         what `multiprocessing` raises.
         """
         try:
-            if self.method == "fork":
-                return self._fork(channel, unwanted)
-            if self.method == "forkserver":
-                return self._ask_server(channel)
-            return self._spawn(channel)
+            with Lifeline() as lifeline:
+                fds = {"channel": channel.theirs, "lifeline": lifeline.theirs, **self._log_fds()}
+                process = self._started(fds, unwanted)
+                return FunctionChild(process, is_child=self.method != "forkserver", lifeline=lifeline)
         finally:
             channel.handed_over()
 
-    def _fork(self, channel: ValueChannel, unwanted: frozenset[int]) -> FunctionChild:
-        fds = {"channel": channel.theirs, **self._log_fds()}
+    def _started(self, fds: dict[str, int], unwanted: frozenset[int]) -> BaseProcess:
+        if self.method == "fork":
+            return self._fork(fds, unwanted)
+        if self.method == "forkserver":
+            # The server's streams are those of the moment it was started: they may be others by now. Its
+            # child's death is tied to the server by the kernel, and to this process by the lifeline alone.
+            return self._send({"stdout": 1, "stderr": 2, **fds}, parent=0)
+        return self._send(fds, parent=os.getpid())
+
+    def _fork(self, fds: dict[str, int], unwanted: frozenset[int]) -> BaseProcess:
         order = self._order(fds, parent=os.getpid(), env=self.launch.env, unwanted=sorted(unwanted))
         work = InheritedWork(
             local_rank=self.launch.local_rank,
             function_name=name_of(self.function),
-            channel=channel.theirs,
+            channel=fds["channel"],
             cwd=self.launch.cwd,
             function=self.function,
             args=self.args,
@@ -70,19 +78,7 @@ class FunctionStart:
         # What comes before the child has begun waits until then: a handler of this process must not take it.
         with _signals_blocked():
             process.start()
-        return FunctionChild(process, is_child=True)
-
-    def _spawn(self, channel: ValueChannel) -> FunctionChild:
-        fds = {"channel": channel.theirs, **self._log_fds()}
-        return FunctionChild(self._send(fds, parent=os.getpid()), is_child=True)
-
-    def _ask_server(self, channel: ValueChannel) -> FunctionChild:
-        # The server's streams are those of the moment it was started: they may be others by now.
-        fds = {"stdout": 1, "stderr": 2, "channel": channel.theirs, **self._log_fds()}
-        # Its child's death is tied to the server by the kernel; the lifeline ties it to this process.
-        with lifeline() as (theirs, ours):
-            process = self._send({**fds, "lifeline": theirs}, parent=0)
-            return FunctionChild(process, is_child=False, lifeline=ours.detach())
+        return process
 
     def _send(self, fds: dict[str, int], parent: int) -> BaseProcess:
         with new_memory() as memory:
