@@ -17,7 +17,7 @@ from agentd.api.targets import parse_target
 from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
 from agentd.elastic.rendezvous.api import RendezvousClosedError, RendezvousHandler, RendezvousInfo
 from agentd.elastic.rendezvous.coordinated import AssignedRendezvousInfo, Verdict, WorkerExit, WorkerStart
-from agentd.elastic.utils.ports import HeldPort
+from agentd.elastic.utils.ports import RoundPort
 from agentd.hub.failures import reported
 from agentd.hub.handler_options import HandlerOptions
 from agentd.hub.hearing import Hearing, Word
@@ -96,7 +96,7 @@ class AgentdRendezvousHandler(RendezvousHandler):
         self._request_stop: Callable[[float | None], object] = _nobody_to_stop
         self._mailbox: Mailbox[Word] | None = None
         self._line: HubLine | None = None
-        self._port: HeldPort | None = None
+        self._port = RoundPort()
         self._heard = Hearing(run_id, self._options.node_id)
         self._open_round = 0  # the round that may have processes here
         self._told_to_stop = False  # the agent knows that the round must go, or the run is over
@@ -155,7 +155,7 @@ class AgentdRendezvousHandler(RendezvousHandler):
         former = self._heard.round
         self._told_to_stop = False
         self._own_failures, self._log_dirs = {}, {}
-        role, size, port = self._member_role, self._member_size, self._offer_port()
+        role, size, port = self._member_role, self._member_size, self._port.next()
         self._say(lambda session: session.ready(role, size, port, former))
         self._wait_until(lambda: self._heard.round > former, forming=True)
         place = self._heard.place
@@ -181,8 +181,7 @@ class AgentdRendezvousHandler(RendezvousHandler):
             mailbox.close()
         if self._own_waiter is not None:
             self._own_waiter.close()
-        if self._port is not None:
-            self._port.close()
+        self._port.close()
         atexit.unregister(self.shutdown)
         return ended
 
@@ -323,13 +322,6 @@ class AgentdRendezvousHandler(RendezvousHandler):
                 "agent attach its WorkerSpec"
             )
         return self._local_world_size
-
-    def _offer_port(self) -> int:
-        """A fresh port; the one of the round that is over is let go after it, so that they differ."""
-        former, self._port = self._port, HeldPort()
-        if former is not None:
-            former.close()
-        return self._port.number
 
     # Waiting.
 
