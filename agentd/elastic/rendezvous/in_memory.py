@@ -87,12 +87,22 @@ class InMemoryRendezvous:
             )
         )
         self._watchers: dict[MemberId, Waiter] = {}
+        self._handlers: set[MemberId] = set()
         self._port = RoundPort()
         """For rank 0 of the newest round."""
 
     def handler(self, *, role: str = "default", local_world_size: int = 1) -> InMemoryRendezvousHandler:
         """A handler for one more agent. An agent itself tells its role and size; they are for use without."""
-        return InMemoryRendezvousHandler(self, next(self._ids), role, local_world_size)
+        who = next(self._ids)
+        with self._lock:
+            self._handlers.add(who)
+        return InMemoryRendezvousHandler(self, who, role, local_world_size)
+
+    @property
+    def _deserted(self) -> bool:
+        """Whether all handlers there were have been shut down."""
+        with self._lock:
+            return not self._handlers
 
     @property
     def meeting(self) -> Meeting:
@@ -129,6 +139,10 @@ class InMemoryRendezvous:
         """Afterwards the waiter is not touched any more, and may be closed."""
         with self._lock:
             self._watchers.pop(who, None)
+
+    def _forget(self, who: MemberId) -> None:
+        with self._lock:
+            self._handlers.discard(who)
 
 
 class InMemoryRendezvousHandler(RendezvousHandler):
@@ -175,9 +189,9 @@ class InMemoryRendezvousHandler(RendezvousHandler):
         return rules.newcomers(self._meet.meeting)
 
     def shutdown(self) -> bool:
-        """Leave. The run of the others goes on."""
-        self._happens(lambda meeting, now: rules.leave(meeting, self._who, now))
-        self._meet._unwatch(self._who)
+        """Leave. The run of the others goes on; who is the last leaves no run behind."""
+        self._leave()
+        self._meet._forget(self._who)
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
@@ -197,7 +211,7 @@ class InMemoryRendezvousHandler(RendezvousHandler):
                 if self._waiter is None:
                     self._meet._unwatch(self._who)
         except BaseException:
-            self.shutdown()
+            self._leave()
             raise
         self._round = place.round
         return AssignedRendezvousInfo(place)
@@ -276,6 +290,10 @@ class InMemoryRendezvousHandler(RendezvousHandler):
         if meeting.beat is Beat.ENDED and meeting.outcome is WorkerState.FAILED:
             raise RunEnded(WorkerState.FAILED, meeting.reason, meeting.failures)
 
+    def _leave(self) -> None:
+        self._happens(lambda meeting, now: rules.leave(meeting, self._who, now))
+        self._meet._unwatch(self._who)
+
     def _happens(self, change: Callable[[Meeting, float], Meeting]) -> Meeting:
         return self._meet._change(change, self._now())
 
@@ -291,14 +309,16 @@ class InMemoryRendezvousHandler(RendezvousHandler):
 
 
 def create_rdzv_handler(params: RendezvousParameters) -> InMemoryRendezvousHandler:
-    """A handler of the run's meeting in this process; the first one opens it, the end of the run closes it.
+    """A handler of the run's meeting in this process; the first one opens it.
+
+    The end of the run closes it, and so does the `shutdown` of the last handler.
 
     Options: `max_restarts`, and `join_timeout` and `last_call_timeout` in whole seconds.
     """
     with _opening:
         key = (params.endpoint, params.run_id)
         meeting = _open_meetings.get(key)
-        if meeting is None or meeting.meeting.beat is Beat.ENDED:
+        if meeting is None or meeting._deserted or meeting.meeting.beat is Beat.ENDED:
             meeting = _open_meetings[key] = _opened(params)
         return meeting.handler()
 

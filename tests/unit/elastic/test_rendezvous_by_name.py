@@ -159,6 +159,24 @@ def test_built_in_backends_are_found_by_name() -> None:
         get_rendezvous_handler(_params("nowhere"))
 
 
+def test_a_run_id_is_free_again_once_all_handlers_of_its_run_are_shut_down() -> None:
+    first, second = (_in_memory(RendezvousParameters("in-memory", "", "again", 2, 2)) for _ in range(2))
+    first.shutdown()
+    assert _in_memory(RendezvousParameters("in-memory", "", "again", 2, 2))._meet is second._meet
+    lonely = _in_memory(RendezvousParameters("in-memory", "", "lonely", 2, 2, join_timeout=5))
+    lonely.shutdown()
+    alone = _in_memory(RendezvousParameters("in-memory", "", "lonely", 1, 1))
+    assert alone.next_rendezvous().world_size == 1, "two were wanted in the run before"
+    assert alone.shutdown()
+    assert not lonely.is_closed(), "a handler that is shut down may still be looked at"
+
+
+def _in_memory(params: RendezvousParameters) -> InMemoryRendezvousHandler:
+    handler = get_rendezvous_handler(params)
+    assert isinstance(handler, InMemoryRendezvousHandler)
+    return handler
+
+
 @pytest.mark.parametrize(
     ("endpoint", "options", "problem"),
     [
