@@ -227,7 +227,7 @@ def create_rdzv_handler(params: RendezvousParameters) -> StaticTCPRendezvous:
     """
     rank = params.get_as_int("rank")
     if rank is None:
-        raise ValueError("the static rendezvous needs the option rank: give this agent's, with --node-rank")
+        raise ValueError("the static rendezvous needs the option rank: this agent's place among max_nodes")
     if not 0 <= rank < params.max_nodes:
         raise ValueError(f"rank must be between 0 and {params.max_nodes - 1}, is {rank}")
     endpoint = params.endpoint.strip()
