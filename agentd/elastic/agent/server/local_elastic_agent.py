@@ -193,26 +193,11 @@ class LocalElasticAgent(SimpleElasticAgent):
     def _make_context(self, group: WorkerGroup, watchdog: Watchdog | None, teller: RoundTeller) -> PContext:
         spec = group.spec
         assert spec.entrypoint is not None
-        watched = {} if watchdog is None else watchdog.worker_env()
-        envs = {
-            worker.local_rank: {
-                **worker_env(
-                    group,
-                    worker,
-                    self._base_env,
-                    restart_count=self._restart_count,
-                    max_restarts=self._max_restarts,
-                    token=self._token,
-                ),
-                **watched,
-            }
-            for worker in group.workers
-        }
         return create_context(
             spec.role,
             spec.entrypoint,
             {worker.local_rank: with_macros(spec.args, worker.local_rank) for worker in group.workers},
-            envs,
+            self._envs(group, watchdog),
             self._logs_specs,
             {worker.local_rank: self._log_line_prefix(worker) for worker in group.workers},
             self._start_method,
@@ -228,6 +213,24 @@ class LocalElasticAgent(SimpleElasticAgent):
             on_exit=teller.exited,
             explain=watchdog.explain if watchdog is not None else None,
         )
+
+    def _envs(self, group: WorkerGroup, watchdog: Watchdog | None) -> dict[int, dict[str, str]]:
+        """What each worker gets over the shared environment."""
+        watched = {} if watchdog is None else watchdog.worker_env()
+        return {
+            worker.local_rank: {
+                **worker_env(
+                    group,
+                    worker,
+                    self._base_env,
+                    restart_count=self._restart_count,
+                    max_restarts=self._max_restarts,
+                    token=self._token,
+                ),
+                **watched,
+            }
+            for worker in group.workers
+        }
 
     def _log_line_prefix(self, worker: Worker) -> str:
         """As torch: without a template `[<role><local rank>]:`."""
