@@ -10,8 +10,6 @@ from agentd.elastic.multiprocessing.logs import LogsSpecs
 from agentd.elastic.multiprocessing.multiprocess_context import MultiprocessContext
 from agentd.elastic.multiprocessing.owner import Args, Envs, GroupOwner
 from agentd.elastic.multiprocessing.subprocess_context import SubprocessContext
-from agentd.procs.exits import ExitInfo
-from agentd.procs.waiter import Waiter
 
 if TYPE_CHECKING:
     from agentd.elastic.numa import OptionsLike
@@ -71,26 +69,9 @@ def create_context(
     duplicate_stdout_filters: Sequence[str] | None = None,
     duplicate_stderr_filters: Sequence[str] | None = None,
     *,
-    waiter: Waiter | None = None,
-    base_env: Mapping[str, str] | None = None,
-    cwd: str | None = None,
-    token: str = "",
-    cgroup: str = "",
-    owns_descendants: bool = False,
-    on_exit: Callable[[int, ExitInfo, bool], object] | None = None,
-    explain: Callable[[int], str] | None = None,
+    owner: GroupOwner | None = None,
 ) -> PContext:
-    """What `start_processes` starts, not started, for an owner with a `Waiter`; see `GroupOwner`."""
-    owner = GroupOwner(
-        waiter=waiter,
-        base_env=base_env,
-        cwd=cwd,
-        token=token,
-        cgroup=cgroup,
-        owns_descendants=owns_descendants,
-        on_exit=on_exit,
-        explain=explain,
-    )
+    """What `start_processes` starts, not started: for an `owner` with a `Waiter`."""
     logging = (log_line_prefixes, numa_options, duplicate_stdout_filters, duplicate_stderr_filters)
     if isinstance(entrypoint, str):
         return SubprocessContext(name, entrypoint, args, envs, logs_specs, *logging, owner=owner)

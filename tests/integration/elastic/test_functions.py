@@ -17,6 +17,7 @@ import pytest
 
 from agentd.elastic.multiprocessing import (
     ArgumentNotPicklable,
+    GroupOwner,
     MultiprocessContext,
     PContext,
     ProcessFailure,
@@ -139,9 +140,9 @@ def test_a_worker_has_exactly_the_environment_that_it_is_given(tmp_path: Path, m
             {0: {"AGENTD_ROUND": "1", "MINE": "1", "ODD": "\udcff\nmore=\u20ac"}},
             RoundLogsSpecs(str(tmp_path / "logs")),
             start_method=method,
-            waiter=waiter,
-            base_env={"PATH": os.environ["PATH"], "MINE": "0"},
-            cwd=str(tmp_path),
+            owner=GroupOwner(
+                waiter=waiter, base_env={"PATH": os.environ["PATH"], "MINE": "0"}, cwd=str(tmp_path)
+            ),
         )
         try:
             context.start()

@@ -16,6 +16,7 @@ import pytest
 
 from agentd.elastic.multiprocessing import (
     DefaultLogsSpecs,
+    GroupOwner,
     PContext,
     RoundLogsSpecs,
     RunProcsResult,
@@ -244,9 +245,11 @@ def test_an_owner_learns_of_ends_inside_its_waits_and_may_explain_them(tmp_path:
             _envs(1),
             RoundLogsSpecs(str(tmp_path)),
             start_method="fork",
-            waiter=waiter,
-            on_exit=lambda rank, info, torn_down: ends.append((rank, info.returncode, torn_down)),
-            explain=explain,
+            owner=GroupOwner(
+                waiter=waiter,
+                on_exit=lambda rank, info, torn_down: ends.append((rank, info.returncode, torn_down)),
+                explain=explain,
+            ),
         )
         try:
             context.start()
@@ -269,8 +272,7 @@ def test_an_error_file_is_better_than_an_explanation(tmp_path: Path) -> None:
             {0: ("raise", "x")},
             _envs(1),
             RoundLogsSpecs(str(tmp_path)),
-            waiter=waiter,
-            explain=lambda _pid: "not asked",
+            owner=GroupOwner(waiter=waiter, explain=lambda _pid: "not asked"),
         )
         try:
             context.start()
@@ -295,7 +297,12 @@ def test_programs_and_functions_share_a_waiter(tmp_path: Path) -> None:
 @contextmanager
 def _in(waiter: Waiter, entrypoint: Any, args: tuple[Any, ...], folder: Path) -> Iterator[PContext]:
     context = create_context(
-        "trainer", entrypoint, {0: args}, _envs(1, NAME="it"), RoundLogsSpecs(str(folder)), waiter=waiter
+        "trainer",
+        entrypoint,
+        {0: args},
+        _envs(1, NAME="it"),
+        RoundLogsSpecs(str(folder)),
+        owner=GroupOwner(waiter=waiter),
     )
     try:
         context.start()
@@ -307,7 +314,12 @@ def _in(waiter: Waiter, entrypoint: Any, args: tuple[Any, ...], folder: Path) ->
 def test_functions_do_not_own_what_descends_from_their_agent(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="owns_descendants is for programs"):
         create_context(
-            "t", functions.product, {0: ()}, _envs(1), RoundLogsSpecs(str(tmp_path)), owns_descendants=True
+            "t",
+            functions.product,
+            {0: ()},
+            _envs(1),
+            RoundLogsSpecs(str(tmp_path)),
+            owner=GroupOwner(owns_descendants=True),
         )
 
 

@@ -34,7 +34,7 @@ from agentd.elastic.agent.server.watchdog import FILE_VARIABLE as TORCHELASTIC_T
 from agentd.elastic.agent.server.watchdog import Watchdog
 from agentd.elastic.agent.server.worker_env import with_macros, worker_env
 from agentd.elastic.metrics import prof
-from agentd.elastic.multiprocessing import LogsSpecs, PContext, RunProcsResult, create_context
+from agentd.elastic.multiprocessing import GroupOwner, LogsSpecs, PContext, RunProcsResult, create_context
 from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
 from agentd.procs.lineage import lineage
 from agentd.procs.procfs import read_stat
@@ -204,6 +204,11 @@ class LocalElasticAgent(SimpleElasticAgent):
             spec.numa_options,
             spec.duplicate_stdout_filters,
             spec.duplicate_stderr_filters,
+            owner=self._owner(watchdog, teller),
+        )
+
+    def _owner(self, watchdog: Watchdog | None, teller: RoundTeller) -> GroupOwner:
+        return GroupOwner(
             waiter=self._waiter,
             base_env=self._base_env,
             cwd=self._cwd,
