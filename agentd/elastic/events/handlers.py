@@ -65,7 +65,6 @@ class JsonLinesHandler(logging.Handler):
 
         Raises `ValueError` if neither names a file, `OSError` if it cannot be opened.
         """
-        super().__init__()
         name = path or os.environ.get(EVENTS_FILE_VARIABLE, "")
         if not name:
             raise ValueError(f"the event handler jsonl needs a file: name it in {EVENTS_FILE_VARIABLE}")
@@ -73,6 +72,8 @@ class JsonLinesHandler(logging.Handler):
         """The file."""
         self._fd = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._torn = False
+        # Last of all: from here on logging closes it when the process ends.
+        super().__init__()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Append the record's message. Raises `OSError` when the disk takes no more."""

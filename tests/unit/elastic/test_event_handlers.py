@@ -131,6 +131,20 @@ def test_json_lines_without_a_file_say_which_variable_names_it(monkeypatch: pyte
         JsonLinesHandler()
 
 
+def test_a_handler_that_could_not_be_made_is_not_closed_at_the_process_end(tmp_path: Path) -> None:
+    """What failed is said once, and not once more by logging."""
+    script = (
+        "from agentd.elastic.events.handlers import JsonLinesHandler\n"
+        "try:\n"
+        f"    JsonLinesHandler({str(tmp_path / 'nowhere' / 'file')!r})\n"
+        "except FileNotFoundError as error:\n"
+        "    kept = error\n"
+    )
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_a_line_cut_by_a_full_disk_does_not_swallow_the_next(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     script = f"""
