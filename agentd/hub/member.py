@@ -241,17 +241,14 @@ class MemberSession:
         )
         stream = await asyncio.wait_for(self._link.connect(hello), CONNECT_TIMEOUT)
         try:
-            await self._welcome(await asyncio.wait_for(stream.__anext__(), CONNECT_TIMEOUT))
+            self._hear(await asyncio.wait_for(stream.__anext__(), CONNECT_TIMEOUT))
             await self._talk(stream)
         finally:
             self._connected = False
             await stream.close()
 
-    async def _welcome(self, first: HubMessage) -> None:
-        if not isinstance(first, SessionWelcome):
-            self._hear(first)
-            return
-        self._heartbeat, self._lease = first.heartbeat, first.lease
+    def _be_welcome(self, welcome: SessionWelcome) -> None:
+        self._heartbeat, self._lease = welcome.heartbeat, welcome.lease
         self._connected = True
         self._backoff = FIRST_BACKOFF
         self._needed_since = None
@@ -260,7 +257,7 @@ class MemberSession:
             self._put(message)
         if not self._welcomed:
             self._welcomed = True
-            self._tell(self._listener.on_welcome, first.spec)
+            self._tell(self._listener.on_welcome, welcome.spec)
         if self._lost:
             self._lost = False
             self._tell(self._listener.on_hub_found)
@@ -311,6 +308,9 @@ class MemberSession:
 
     def _hear(self, message: HubMessage) -> None:
         match message:
+            case SessionWelcome():
+                # The first word of most hubs, but not of all: until it comes nothing is said here.
+                self._be_welcome(message)
             case Assignment():
                 if self._book.assigned(message):
                     self._tell(self._listener.on_assignment, message.role, message)

@@ -76,7 +76,8 @@ class HubRun:
         self._state = core.begin(plan, own_time(), record)
         self._due = core.due(self._state)
         self._sessions: dict[str, HubSession] = {}
-        self._outbox: deque[Effect] = deque()
+        self._outbox: deque[tuple[Effect, HubSession | None]] = deque()
+        """Effects, each with the session it is for: a node's next one must not hear the words to the last."""
         self._writing: asyncio.Task[None] | None = None
         self._revision = 1
         self._status: RunStatus | None = None
@@ -169,7 +170,7 @@ class HubRun:
             return
         self._state, effects = core.step(self._state, event, self._own_time())
         self._due = core.due(self._state)
-        self._outbox.extend(effects)
+        self._outbox.extend((effect, self._addressee(effect)) for effect in effects)
         if effects:
             self._revision += 1
             self._status = None
@@ -186,11 +187,11 @@ class HubRun:
 
     def _drain(self) -> None:
         while self._outbox:
-            effect = self._outbox.popleft()
+            effect, session = self._outbox.popleft()
             if isinstance(effect, Journal):
                 self._writing = asyncio.get_running_loop().create_task(self._write(effect.record))
                 return
-            self._do(effect)
+            self._do(effect, session)
 
     async def _write(self, record: HubRecord) -> None:
         spec = self.plan.spec
@@ -205,15 +206,17 @@ class HubRun:
         self._writing = None
         self._drain()
 
-    def _do(self, effect: Effect) -> None:
+    def _addressee(self, effect: Effect) -> HubSession | None:
+        return self._sessions.get(effect.node_id) if isinstance(effect, (Send, CloseSession)) else None
+
+    def _do(self, effect: Effect, session: HubSession | None) -> None:
         if isinstance(effect, Send):
-            session = self._sessions.get(effect.node_id)
             if session is not None:
                 session.tell(effect.message)
         elif isinstance(effect, CloseSession):
-            session = self._sessions.get(effect.node_id)
             if session is not None and session.epoch == effect.epoch:
-                del self._sessions[effect.node_id]
+                if self._sessions.get(effect.node_id) is session:
+                    del self._sessions[effect.node_id]
                 session.end()
         elif isinstance(effect, Ended):
             self._finish()

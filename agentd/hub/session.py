@@ -55,6 +55,7 @@ class HubSession:
         self._queue: deque[HubMessage] = deque()
         self._answer: SessionHeartbeatAnswer | None = None
         self._view: RunView | None = None
+        self._greeted = False
         self._ending = False
         self._closed = False
         self._error: AgentError | None = None
@@ -132,9 +133,11 @@ class HubSession:
     def _next(self) -> HubMessage | None:
         message: HubMessage | None = None
         if self._queue:
+            self._greeted = True
             return self._queue.popleft()
         if self._answer is not None:
             message, self._answer = self._answer, None
-        elif self._view is not None:
+        elif self._view is not None and self._greeted:
+            # The first word is the answer to the hello, which may have to wait for the journal.
             message, self._view = self._view, None
         return message

@@ -317,6 +317,34 @@ async def test_heartbeats_are_answered_while_the_journal_is_stuck() -> None:
 
 
 @on_virtual_time
+async def test_words_to_a_broken_stream_are_not_the_first_of_the_next_one() -> None:
+    async with Stage(make_spec("a", "b", max_restarts=1)) as stage:
+        a, b = stage.add("a", "b")
+        await stage.round_is(1, a, b)
+        stage.journal.delay = 0.9
+        b.fail()
+        await asyncio.sleep(0.1)
+        # What a is to hear waits for the journal; meanwhile it comes anew.
+        await a.link.cut()
+        a.link.up = True
+        await stage.round_is(2, a, b)
+        assert a.log.count("stop 1") == 1
+
+
+@on_virtual_time
+async def test_node_that_comes_while_the_journal_is_slow_hears_its_welcome_first() -> None:
+    async with Stage(make_spec(fewest=2, most=3, max_restarts=1)) as stage:
+        a, b = stage.add("a", "b")
+        await stage.round_is(1, a, b)
+        stage.journal.delay = 0.9
+        b.fail()
+        await asyncio.sleep(0.1)
+        (c,) = stage.add("c")
+        await until(lambda: c.log)
+        assert c.log[0] == "welcome"
+
+
+@on_virtual_time
 async def test_hub_that_leaves_is_dialled_again_and_running_workers_go_on() -> None:
     async with Stage(make_spec("a")) as stage:
         (a,) = stage.add("a")
