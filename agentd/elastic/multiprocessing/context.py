@@ -16,6 +16,7 @@ from agentd.elastic.multiprocessing.owner import Args, Envs, GroupOwner, Launch
 from agentd.elastic.multiprocessing.signals import SignalException, handling, signals_to_handle
 from agentd.procs.crew import Crew, Leader, UnkillableWorkers
 from agentd.procs.exits import ExitInfo
+from agentd.procs.tree import TOKEN_VARIABLE
 from agentd.procs.waiter import Waiter
 
 if TYPE_CHECKING:
@@ -232,6 +233,8 @@ class PContext(ABC):
     def _start_one(self, local_rank: int) -> None:
         base_env = os.environ if self._owner.base_env is None else self._owner.base_env
         env = {**base_env, **self.envs[local_rank]}
+        if self._owner.token:
+            env[TOKEN_VARIABLE] = self._owner.token
         with contextlib.ExitStack() as stack:
             launch = Launch(
                 local_rank=local_rank,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ def start_processes(
         numa_options,
         duplicate_stdout_filters,
         duplicate_stderr_filters,
+        # A daemon that leaves its worker's session is found by that.
+        owner=GroupOwner(token=os.urandom(16).hex()),
     )
     try:
         context.start()

@@ -343,6 +343,16 @@ def test_functions_are_bound_to_cpus_as_programs_are(tmp_path: Path, method: str
     assert [[str(cpu) for cpu in some] for some in cpus] == programs
 
 
+def test_a_daemon_that_left_its_workers_session_ends_with_the_group(tmp_path: Path) -> None:
+    daemon = "setsid sh -c 'echo $$ >$F/pid; exec sleep 1000' & while [ ! -s $F/pid ]; do sleep 0.01; done"
+    with _shells(tmp_path, daemon) as context:
+        result = context.wait(PATIENCE_S)
+    assert result is not None
+    assert result.return_values == {0: None}
+    pid = int((tmp_path / "pid").read_text())
+    assert pid not in {stat.pid for stat in processes() if not is_finished(stat)}
+
+
 # --- the crew under it all
 
 
