@@ -26,7 +26,7 @@ class GroupOwner:
     cwd: str | None = None
     """The workers' directory, this process' own by default."""
     token: str = ""
-    """Marks the workers' processes by their environment, see `agentd.procs.tree.Marks`."""
+    """Marks the workers' processes, see `agentd.procs.tree.Marks`."""
     cgroup: str = ""
     """A cgroup folder that holds nothing but the workers and what they start."""
     owns_descendants: bool = False
