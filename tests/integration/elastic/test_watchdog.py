@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -75,6 +76,14 @@ def test_a_path_that_is_taken_is_a_clear_error(waiter: Waiter, tmp_path: Path) -
     with pytest.raises(TimerPipeError, match=f"{path}.*{FILE_VARIABLE}"):
         watchdog({**ON, FILE_VARIABLE: str(path)}, waiter)
     assert path.read_text() == "data"
+
+
+def test_no_place_for_temporary_files_is_a_clear_error(
+    waiter: Waiter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(TimerPipeError, match=f"TMPDIR.*{FILE_VARIABLE}"):
+        watchdog(ON, waiter)
 
 
 def test_workers_learn_of_the_pipe_and_how_to_tell_their_stacks(waiter: Waiter) -> None:

@@ -6,6 +6,7 @@ On when TORCHELASTIC_ENABLE_FILE_TIMER is "1", as torch has it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -115,7 +116,15 @@ class Watchdog:
 def _make_folder() -> str:
     import tempfile
 
-    return tempfile.mkdtemp(prefix="agentd-watchdog-")  # of mode 0700
+    from agentd.elastic.timer.pipe import TimerPipeError
+
+    try:
+        return tempfile.mkdtemp(prefix="agentd-watchdog-")  # of mode 0700
+    except OSError as error:
+        # Without a file name: there is no folder for temporary files at all.
+        folder = error.filename or "in a temporary folder"
+        problem = "no folder for temporary files (TMPDIR) can be written: " + (error.strerror or str(error))
+        raise TimerPipeError(error.errno or errno.EIO, folder, problem) from error
 
 
 def _remove(folder: str) -> None:
