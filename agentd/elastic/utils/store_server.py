@@ -80,8 +80,9 @@ class StoreServer:
         """Stop serving and give everything back. Clients that wait lose their connection."""
         if self._closing:
             return
-        self._closing = True
+        # In this order: once the thread sees that it is to close, the pipe is gone.
         os.write(self._wake_write, b"\0")
+        self._closing = True
         self._thread.join(CLOSE_S)
 
     def _serve(self) -> None:

@@ -194,7 +194,7 @@ class TcpStore(BaseStore):
         try:
             make_lively(connection)
             connection.sendall(store_wire.MAGIC + self._name)
-            hello = _received(connection, store_wire.HELLO_BYTES, time.monotonic() + CONNECT_S)
+            hello = _received(connection, store_wire.HELLO_BYTES, time.monotonic() + timeout_s)
             if not hello.startswith(store_wire.MAGIC):
                 raise self._error("is no store of agentd: something else listens there")
             server = hello[len(store_wire.MAGIC) :]

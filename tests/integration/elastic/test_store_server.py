@@ -227,3 +227,19 @@ def test_a_server_for_other_machines_listens_on_all_addresses() -> None:
 def _wait_in_vain(store: TcpStore) -> None:
     with pytest.raises(StoreConnectionError, match="was closed here"):
         store.wait(["never"], timedelta(seconds=60))
+
+
+def test_a_port_where_somebody_listens_and_says_nothing_takes_no_longer_than_the_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(StoreConnectionError, match="timed out"):
+            TcpStore("localhost", silent.getsockname()[1], timeout=timedelta(seconds=0.2))
+        assert time.monotonic() - began < 1.5
+
+
+def test_a_close_while_clients_come_never_writes_into_a_descriptor_that_is_gone() -> None:
+    for _ in range(300):
+        server = StoreServer("localhost")
+        with socket.create_connection(("localhost", server.port)) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            server.close()
