@@ -238,3 +238,31 @@ def test_the_deprecated_name_of_the_entrypoint_works() -> None:
         spec = WorkerSpec("w", 1, Coordinator(), fn=print)
     assert spec.entrypoint is print
     assert spec.get_entrypoint_name() == "print"
+
+
+def test_a_launcher_of_torchs_manner_gets_its_events() -> None:
+    agent = FakeAgent(Coordinator([Verdict.END]), [GOOD])
+    agent.run()
+    event = agent.get_event_succeeded()
+    assert (event.name, event.metadata["state"]) == ("torchelastic.worker.status.SUCCEEDED", "SUCCEEDED")
+    try:
+        raise LookupError("no such thing")
+    except LookupError:
+        failed = agent.get_event_failed()
+    assert failed.metadata["state"] == "FAILED"
+    assert "LookupError: no such thing" in str(failed.metadata["raw_error"])
+
+
+def test_a_second_run_beside_the_first_is_refused_and_harms_nothing() -> None:
+    agent = FakeAgent(Coordinator([Verdict.END]), [OK, GOOD])
+    refusals: list[str] = []
+
+    def run_again(_now: float) -> None:
+        if not refusals:
+            with pytest.raises(RuntimeError, match="runs already") as refused:
+                agent.run()
+            refusals.append(str(refused.value))
+
+    agent._waiter.add_pump(run_again)
+    assert agent.run().state is GOOD
+    assert len(refusals) == 1

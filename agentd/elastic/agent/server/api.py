@@ -10,12 +10,13 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentd.api.states import WorkerState
 from agentd.elastic.agent.server import ranks
@@ -36,6 +37,9 @@ from agentd.elastic.rendezvous.coordinated import (
 )
 from agentd.elastic.utils.store import Store, barrier
 from agentd.procs.waiter import Waiter
+
+if TYPE_CHECKING:
+    from agentd.elastic.events import Event
 
 __all__ = [
     "ElasticAgent",
@@ -104,6 +108,7 @@ class SimpleElasticAgent(ElasticAgent):
         self._total_execution_time = 0
         """Whole seconds that `run` has taken."""
         self._in_exit_barrier = False
+        self._running = threading.Lock()
         self._signals = signals
         self._given_waiter = waiter
         self._live_waiter = waiter
@@ -159,6 +164,28 @@ class SimpleElasticAgent(ElasticAgent):
 
     @prof
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
+        if not self._running.acquire(blocking=False):
+            raise RuntimeError("this agent runs already, on another thread: make one agent for each")
+        try:
+            return self._run_and_record(role)
+        finally:
+            self._running.release()
+
+    def get_event_succeeded(self) -> Event:
+        """The event that `run` came back, as torch's launchers record it; the agent has recorded its own."""
+        return self._recorder.agent_event("SUCCEEDED", self._total_execution_time)
+
+    def get_event_failed(self) -> Event:
+        """The event that `run` raised, with the traceback of the exception that is being handled."""
+        return self._recorder.agent_event("FAILED", self._total_execution_time, traceback.format_exc())
+
+    def _own_failures(self) -> Mapping[int, ProcessFailure]:
+        """By global rank, those of the newest round that failed by themselves, also if that was in doubt."""
+        return {}
+
+    # The life of the group.
+
+    def _run_and_record(self, role: str) -> RunResult:
         began = self._now()
         try:
             result = self._run_in_waiter(role)
@@ -169,12 +196,6 @@ class SimpleElasticAgent(ElasticAgent):
         self._total_execution_time = int(self._now() - began)
         self._record_end(result)
         return result
-
-    def _own_failures(self) -> Mapping[int, ProcessFailure]:
-        """By global rank, those of the newest round that failed by themselves, also if that was in doubt."""
-        return {}
-
-    # The life of the group.
 
     def _run_in_waiter(self, role: str) -> RunResult:
         signals = signals_to_handle() if self._signals is None else self._signals

@@ -84,7 +84,11 @@ class GroupRecorder:
             return
         state = "FAILED" if result is None or result.state in _FAILED_STATES else result.state.value
         error = raw_error or (result.reason if result is not None else "") or None
-        self._record(self._event(state, _AGENT, raw_error=error, total_run_time_s=total_run_time_s))
+        self._record(self.agent_event(state, total_run_time_s, error))
+
+    def agent_event(self, state: str, total_run_time_s: float, raw_error: str | None = None) -> Event:
+        """The event that `run` ended in this state, made and not recorded."""
+        return self._event(state, _AGENT, raw_error=raw_error, total_run_time_s=total_run_time_s)
 
     # Metrics.
 
