@@ -67,7 +67,7 @@ class Hub:
         plan = make_plan(
             spec, incarnation, hub_node_id=self.node_id, hub_address=self.address, started_at=time.time()
         )
-        run = HubRun(plan, self._journal, self._own_time, self._bury, record)
+        run = HubRun(plan, self._journal, self._own_time, self._held_up, self._bury, record)
         self._newest[spec.run_id] = incarnation
         if run.ended:
             self._bury_as(key, bury(plan, run.status()))
@@ -146,6 +146,11 @@ class Hub:
         if self._clock is None:
             self._clock = OwnTime(now, step=STEP)
         return self._clock.at(now)
+
+    def _held_up(self, within: float) -> float:
+        """Seconds this process was held up of late."""
+        now = asyncio.get_running_loop().time()
+        return 0.0 if self._clock is None else self._clock.lost(now, within)
 
     async def _watch_the_clock(self) -> None:
         """Ticks while there are runs. A step that fails is a fault of one run, not of the clock."""

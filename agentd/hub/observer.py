@@ -7,6 +7,10 @@ first tick after a gap judges nobody, because what was said meanwhile is still w
 
 from __future__ import annotations
 
+from collections import deque
+
+GAPS_KEPT = 16
+
 
 class OwnTime:
     """A clock that advances at most `step` seconds from one tick to the next."""
@@ -15,10 +19,14 @@ class OwnTime:
         self._step = step
         self._ticked_at = now
         self._own = now
+        self._gaps: deque[tuple[float, float]] = deque(maxlen=GAPS_KEPT)
+        """When a gap ended, and its length."""
 
     def tick(self, now: float) -> bool:
         """Go on to `now`. True: nobody was held up since the last tick, so silence may be judged."""
         on_time = now - self._ticked_at <= self._step
+        if not on_time:
+            self._gaps.append((now, now - self._ticked_at - self._step))
         self._own = self.at(now)
         self._ticked_at = now
         return on_time
@@ -26,3 +34,8 @@ class OwnTime:
     def at(self, now: float) -> float:
         """The own time of a monotonic `now` at or after the last tick."""
         return self._own + min(max(now - self._ticked_at, 0.0), self._step)
+
+    def lost(self, now: float, within: float) -> float:
+        """Seconds this process was held up, in gaps that ended in the last `within` seconds or end now."""
+        present = max(0.0, now - self._ticked_at - self._step)
+        return present + sum(length for ended, length in self._gaps if now - ended <= within)

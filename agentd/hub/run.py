@@ -66,12 +66,14 @@ class HubRun:
         plan: RunPlan,
         journal: HubJournal,
         own_time: Callable[[], float],
+        held_up: Callable[[float], float],
         on_end: Callable[[HubRun], None],
         record: HubRecord | None = None,
     ) -> None:
         self.plan = plan
         self._journal = journal
         self._own_time = own_time
+        self._held_up = held_up
         self._on_end = on_end
         self._state = core.begin(plan, own_time(), record)
         self._due = core.due(self._state)
@@ -162,7 +164,9 @@ class HubRun:
         """A stream is over."""
         if self._sessions.get(session.node_id) is session:
             del self._sessions[session.node_id]
-        self.post(StreamEnded(session.node_id, session.epoch))
+        lease = self.plan.lease
+        own_fault = self._held_up(2 * lease) >= lease / 2
+        self.post(StreamEnded(session.node_id, session.epoch, own_fault))
 
     def post(self, event: Event) -> None:
         """Take a step now; its effects follow those that still wait."""

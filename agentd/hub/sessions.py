@@ -86,8 +86,12 @@ def attach(turn: Turn, hello: SessionHello) -> None:
     _agree(turn, hello)
 
 
-def detach(turn: Turn, node_id: str, epoch: int) -> None:
-    """A stream ended: what runs goes on for the node's window, what only waited is forgotten."""
+def detach(turn: Turn, node_id: str, epoch: int, own_fault: bool = False) -> None:
+    """A stream ended: what runs goes on for the node's window, what only waited is forgotten.
+
+    After a pause of the hub's own the window is a lease at least: nodes that left a hub which they took for
+    dead are on their way back.
+    """
     state = turn.state
     node = state.nodes.get(node_id)
     if node is None or node.epoch != epoch:
@@ -105,6 +109,8 @@ def detach(turn: Turn, node_id: str, epoch: int) -> None:
         _go(turn, node, "its stream ended", lost=False)
         return
     window = state.plan.lease if state.beat is Beat.STOPPING else node.reattach_window
+    if own_fault:
+        window = max(window, state.plan.lease)
     turn.change(detached=with_(state.detached, node_id, turn.now + window))
     if window <= 0:
         lose_node(turn, node_id, "its stream broke")

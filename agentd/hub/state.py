@@ -198,6 +198,8 @@ class StreamEnded:
 
     node_id: str
     epoch: int
+    own_fault: bool = False
+    """The hub was held up so long that nodes had to take it for dead."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,23 @@ def test_a_frozen_agent_is_lost_by_its_lease_and_comes_back_when_it_thaws(agents
     assert status(hub).get("restart_count", 0) == 0
     agents.end()
     assert states(agents) == {"a": "SUCCEEDED", "b": "SUCCEEDED"}
+
+
+def test_a_hub_that_was_frozen_longer_than_a_lease_restarts_nobody(agents: Crowd, hub: Node) -> None:
+    for name in ("a", "b"):
+        agents.start(name, min_nodes=1, options={**PAIR, "lease": 1.5, "heartbeat": 0.3})
+    both = agents.wait_for("a", "b")
+    os.kill(hub.pid, signal.SIGSTOP)
+    try:
+        time.sleep(4.0)  # how long it is frozen: by then both have given its streams up
+    finally:
+        os.kill(hub.pid, signal.SIGCONT)
+    wait_until(lambda: _all_attached(hub), 30)
+    assert agents.workers() == list(both)
+    agents.end()
+    assert states(agents) == {"a": "SUCCEEDED", "b": "SUCCEEDED"}
+    shown = status(hub)
+    assert (shown["round"], shown.get("membership_changes", 0)) == (1, 0)
 
 
 def test_below_the_minimum_workers_stop_and_a_new_agent_brings_them_back(agents: Crowd, hub: Node) -> None:

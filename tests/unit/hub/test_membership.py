@@ -16,7 +16,7 @@ from agentd.hub.messages import (
     SessionWelcome,
     StopRound,
 )
-from agentd.hub.state import HubRecord, NodeSilent, Received, StreamEnded
+from agentd.hub.state import Beat, HubRecord, NodeSilent, Received, StreamEnded
 from tests.unit.hub.rig import Rig, make_spec
 
 
@@ -376,6 +376,15 @@ def test_words_of_a_replaced_session_change_nothing() -> None:
     old = MemberReady(role="default", local_world_size=1, master_port=1, round=0)
     rig.post(Received("b", 1, old))
     assert rig.state == before
+
+
+def test_a_stream_that_ended_by_a_pause_of_the_hub_leaves_its_node_a_lease_to_come_back() -> None:
+    rig = elastic("a", "b")
+    rig.hello("b", member(RUNNING, 1), window=0.0)
+    rig.post(StreamEnded("b", rig.epoch("b"), own_fault=True))
+    assert (rig.state.beat, set(rig.state.detached)) == (Beat.RUNNING, {"b"})
+    rig.hello("b", member(RUNNING, 1), window=0.0)
+    assert (rig.state.beat, rig.state.round, dict(rig.state.detached)) == (Beat.RUNNING, 1, {})
 
 
 def test_end_of_a_replaced_stream_changes_nothing() -> None:

@@ -28,3 +28,15 @@ def test_own_time_never_goes_back() -> None:
     own = OwnTime(100.0, step=0.25)
     own.tick(100.2)
     assert own.at(99.0) == pytest.approx(100.2)
+
+
+def test_what_was_lost_in_gaps_is_told_while_it_is_fresh() -> None:
+    own = OwnTime(100.0, step=0.25)
+    own.tick(100.2)
+    assert own.lost(100.4, within=10.0) == 0.0
+    assert own.lost(106.45, within=10.0) == pytest.approx(6.0), "also before the tick that ends the gap"
+    own.tick(106.45)
+    own.tick(106.6)
+    assert own.lost(110.0, within=10.0) == pytest.approx(6.0 + 3.15)
+    own.tick(110.0)
+    assert own.lost(117.0, within=3.0) == pytest.approx(6.75), "older gaps are forgotten"
