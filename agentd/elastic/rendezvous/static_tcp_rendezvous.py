@@ -34,8 +34,11 @@ DEFAULT_TIMEOUT_S = 600
 LINGER_S = 2.0
 PATIENCE_S = 3.0
 """So long the agent, which does nothing else meanwhile, waits for an answer of the store."""
-LOOK_AGAIN_S = 10.0
-"""So long a store that is out of reach is left alone."""
+LOOK_S = 0.5
+"""So long a look at the store may hold up an agent whose workers run."""
+FIRST_LOOK_AGAIN_S = 1.0
+LAST_LOOK_AGAIN_S = 10.0
+"""So long a store that is out of reach is left alone: longer after each look in vain."""
 NEWEST_KEY = "newest_round"
 
 _log = logging.getLogger(__name__)
@@ -78,6 +81,7 @@ class StaticTCPRendezvous(RendezvousHandler):
         self._round = 0
         self._lost = False
         self._look_again_at = 0.0
+        self._look_again_s = FIRST_LOOK_AGAIN_S
 
     def attach(
         self, spec: WorkerSpec, waiter: Waiter, request_stop: Callable[[float | None], object]
@@ -120,19 +124,21 @@ class StaticTCPRendezvous(RendezvousHandler):
 
         None if the store is out of reach: the workers go on, and their own end tells what is the matter.
         """
-        store = self._given_store or self._own_store
+        own = self._own_store
+        store = self._given_store if own is None else own.hurried(LOOK_S)
         if store is None or time.monotonic() < self._look_again_at:
             return 0
         try:
             rounds = _prefixed(self.run_id, store)
             newest = rounds.add(NEWEST_KEY, 0)
-            self._lost = False
+            self._found()
             return self.world_size - len(self._missing(rounds, newest)) if newest > self._round else 0
         except (StoreError, OSError, RuntimeError) as error:
             # Of RuntimeErrors: torch's stores raise their own kinds of it.
             if not self._lost:
                 _log.warning("run %s: %s; the workers go on", self.run_id, error)
-            self._lost, self._look_again_at = True, time.monotonic() + LOOK_AGAIN_S
+            self._lost, self._look_again_at = True, time.monotonic() + self._look_again_s
+            self._look_again_s = min(self._look_again_s * 2, LAST_LOOK_AGAIN_S)
             return 0
 
     def get_run_id(self) -> str:
@@ -152,10 +158,13 @@ class StaticTCPRendezvous(RendezvousHandler):
         if self._lost and self.rank != 0:
             # Rank 0's agent may have begun anew: what it serves then is another store.
             self.shutdown()
-        self._lost, self._look_again_at = False, 0.0
+        self._found()
         if self._own_store is None:
             self._own_store = self._connected()
         return self._own_store
+
+    def _found(self) -> None:
+        self._lost, self._look_again_at, self._look_again_s = False, 0.0, FIRST_LOOK_AGAIN_S
 
     def _connected(self) -> TcpStore:
         from agentd.elastic.utils.tcp_store import TcpStore

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Final
 
 from agentd.elastic.utils import store_wire
-from agentd.elastic.utils.store import StoreError, StoreTimeout, pause, poll
+from agentd.elastic.utils.store import KeyValueStore, StoreError, StoreTimeout, pause, poll
 from agentd.elastic.utils.store_server import StoreServer, make_lively
 from agentd.elastic.utils.store_wire import BadFrame
 from agentd.elastic.utils.stores import DEFAULT_TIMEOUT, BaseStore
@@ -23,6 +23,8 @@ __all__ = ["StoreConnectionError", "TcpStore"]
 PATIENCE_S: Final = 10.0
 CONNECT_S: Final = 2.0
 """One try to connect."""
+MOMENT_S: Final = 0.05
+"""The least that any try has."""
 WAIT_SLICE_S: Final = 0.5
 """A wait is asked for in such pieces: other threads get their turn, and a dead server is noticed."""
 FIRST_PAUSE_S: Final = 0.02
@@ -109,6 +111,14 @@ class TcpStore(BaseStore):
             poll(lambda: not server.clients, linger_s, None)
             server.close()
 
+    def hurried(self, patience: float) -> KeyValueStore:
+        """This store, for one who has more to attend to: no answer in `patience` seconds is an error.
+
+        It speaks over the same connection, and the time to make that anew counts. Its `wait`, and what waits
+        for a value, are those of this store.
+        """
+        return _HurriedStore(self, patience)
+
     def __enter__(self) -> TcpStore:
         return self
 
@@ -116,10 +126,7 @@ class TcpStore(BaseStore):
         self.close()
 
     def _ask(self, operation: str, *fields: bytes) -> list[bytes]:
-        status, *answer = self._exchange(operation, fields, self._patience_s)
-        if status == store_wire.DONE:
-            return answer
-        raise StoreError(b"".join(answer).decode(errors="replace"))
+        return _granted(self._exchange(operation, fields, self._patience_s))
 
     def _wait(self, keys: Sequence[bytes], deadline: float) -> bool:
         while True:
@@ -150,6 +157,28 @@ class TcpStore(BaseStore):
                         raise self._error(f"went away: {error}") from error
                     pause(FIRST_PAUSE_S, None)
 
+    def _exchange_hurried(self, operation: str, fields: Sequence[bytes], patience_s: float) -> list[bytes]:
+        """Ask for `patience_s` in all; over a new connection if the old one turns out to be broken."""
+        deadline = time.monotonic() + patience_s
+        if not self._lock.acquire(timeout=patience_s):
+            raise self._error(f"does not answer another thread, within {patience_s:g} s")
+        try:
+            self._sequence += 1
+            frame = self._framed([operation.encode(), b"%d" % self._sequence, *fields])
+            while True:
+                made_anew = self._socket is None
+                try:
+                    if made_anew and not self._closed:
+                        self._socket = self._connected(max(MOMENT_S, deadline - time.monotonic()))
+                    return self._exchange_once(frame, max(MOMENT_S, deadline - time.monotonic()))
+                except (OSError, BadFrame) as error:
+                    if isinstance(error, StoreError):
+                        raise
+                    if made_anew or time.monotonic() >= deadline:
+                        raise self._error(f"does not answer: {error}") from error
+        finally:
+            self._lock.release()
+
     def _exchange_once(self, frame: bytes, patience_s: float) -> list[bytes]:
         if self._closed:
             raise self._error("was closed here")
@@ -177,7 +206,7 @@ class TcpStore(BaseStore):
         while True:
             left = deadline - time.monotonic()
             try:
-                self._socket = self._connected(max(0.05, min(CONNECT_S, left)))
+                self._socket = self._connected(max(MOMENT_S, min(CONNECT_S, left)))
                 return
             except OSError as error:
                 if isinstance(error, StoreError):
@@ -190,11 +219,12 @@ class TcpStore(BaseStore):
             interval = min(interval * 2, LAST_PAUSE_S)
 
     def _connected(self, timeout_s: float) -> socket.socket:
+        deadline = time.monotonic() + timeout_s
         connection = socket.create_connection((self.host, self.port), timeout_s)
         try:
             make_lively(connection)
             connection.sendall(store_wire.MAGIC + self._name)
-            hello = _received(connection, store_wire.HELLO_BYTES, time.monotonic() + timeout_s)
+            hello = _received(connection, store_wire.HELLO_BYTES, deadline)
             if not hello.startswith(store_wire.MAGIC):
                 raise self._error("is no store of agentd: something else listens there")
             server = hello[len(store_wire.MAGIC) :]
@@ -220,6 +250,28 @@ class TcpStore(BaseStore):
 
     def _error(self, why: str) -> StoreConnectionError:
         return StoreConnectionError(self.host, self.port, why)
+
+
+class _HurriedStore(BaseStore):
+    """See `TcpStore.hurried`."""
+
+    def __init__(self, store: TcpStore, patience_s: float) -> None:
+        super().__init__(store.timeout)
+        self._store = store
+        self._patience_s = patience_s
+
+    def _ask(self, operation: str, *fields: bytes) -> list[bytes]:
+        return _granted(self._store._exchange_hurried(operation, fields, self._patience_s))
+
+    def _wait(self, keys: Sequence[bytes], deadline: float) -> bool:
+        return self._store._wait(keys, deadline)
+
+
+def _granted(reply: list[bytes]) -> list[bytes]:
+    status, *answer = reply
+    if status == store_wire.DONE:
+        return answer
+    raise StoreError(b"".join(answer).decode(errors="replace"))
 
 
 def _received_frame(connection: socket.socket, deadline: float) -> bytes:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +26,16 @@ from agentd.elastic.utils.distributed import create_c10d_store
 from agentd.elastic.utils.ports import HeldPort
 from agentd.elastic.utils.stores import InMemoryStore
 from tests.support.waiting import wait_until
+
+RANK_ZERO = """
+import sys
+from agentd.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
+handler = StaticTCPRendezvous("localhost", int(sys.argv[1]), 0, 2, "run", 20)
+handler.next_rendezvous()
+sys.stdin.read()
+handler.shutdown()
+"""
+"""Rank 0 of two, until its stdin ends."""
 
 
 @pytest.fixture
@@ -127,6 +141,39 @@ def test_workers_go_on_when_rank_zero_has_gone_and_meet_it_again_when_it_is_back
     reborn = _handler(port, 0)
     with _closing(reborn, second):
         assert [info.rank for info in _meet(reborn, second)] == [0, 1]
+
+
+def test_a_look_at_a_frozen_rank_zero_holds_an_agent_up_for_half_a_second_and_then_ever_less_often(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentd.elastic.rendezvous.static_tcp_rendezvous.LINGER_S", 0.0)
+    monkeypatch.setattr("agentd.elastic.rendezvous.static_tcp_rendezvous.FIRST_LOOK_AGAIN_S", 0.2)
+    serve = [sys.executable, "-c", RANK_ZERO, str(port)]
+    second = _handler(port, 1)
+    with subprocess.Popen(serve, stdin=subprocess.PIPE) as rank_zero, _closing(second):
+        second.next_rendezvous()
+        assert second.num_nodes_waiting() == 0
+        rank_zero.send_signal(signal.SIGSTOP)
+        try:
+            durations = list(_looks(second, 2.4))
+            held_up = [took for took in durations if took > 0.1]
+            assert len(held_up) == 3, "at once, 0.2 s and 0.4 s after the one before"
+            assert max(durations) < 0.9
+        finally:
+            rank_zero.send_signal(signal.SIGCONT)
+        second._look_again_at = 0.0
+        assert second.num_nodes_waiting() == 0
+        assert not second._lost
+        rank_zero.communicate(timeout=20)
+
+
+def _looks(handler: StaticTCPRendezvous, seconds: float) -> Iterator[float]:
+    """How long each look takes, as an agent looks."""
+    ends = time.monotonic() + seconds
+    while (began := time.monotonic()) < ends:
+        assert handler.num_nodes_waiting() == 0
+        yield time.monotonic() - began
+        time.sleep(0.02)
 
 
 def test_a_given_store_is_used_and_left_open() -> None:
