@@ -148,8 +148,9 @@ class AgentdRendezvousHandler(RendezvousHandler):
         """Take a place in the next round, or wait for one as a spare.
 
         Raises RunEnded when the run is over, RendezvousTimeoutError if too few agents came,
-        RendezvousConnectionError if the hub could not be reached for `hub_timeout`, RendezvousStateError if
-        the run is there with other parameters, RendezvousClosedError after `shutdown`.
+        RendezvousConnectionError if the hub could not be reached for `hub_timeout`, at the first contact for
+        a shorter `join_timeout`, RendezvousStateError if the run is there with other parameters,
+        RendezvousClosedError after `shutdown`.
         """
         self._raise_if_over(forming=True)
         former = self._heard.round
@@ -299,6 +300,7 @@ class AgentdRendezvousHandler(RendezvousHandler):
             endpoint=self._endpoint,
             node_id=options.node_id,
             local_addr=self._local_addr or "",
+            open_timeout=options.first_patience,
             hub_timeout=options.patience,
             reattach_window=options.reattach_window,
             channel_factory=self._channel_factory or insecure_channel,

@@ -45,7 +45,10 @@ class HandlerOptions:
     last_call_timeout: float | None = None
     """How long a round waits for more agents once it has `min_nodes`; 5 by default."""
     hub_timeout: float | None = None
-    """How long an agent waits for a hub that it needs and cannot reach; 600 by default."""
+    """How long an agent waits for a hub that it needs and cannot reach; 600 by default.
+
+    At its first contact no longer than `join_timeout`, if that is given.
+    """
     heartbeat: float | None = None
     """Interval of signs of life; 1 by default."""
     lease: float | None = None
@@ -85,6 +88,11 @@ class HandlerOptions:
     def patience(self) -> float:
         """`hub_timeout` with its default."""
         return defaults.HUB_TIMEOUT if self.hub_timeout is None else self.hub_timeout
+
+    @property
+    def first_patience(self) -> float:
+        """How long the first contact may take: nobody waits for a run's hub longer than for the run."""
+        return self.patience if self.join_timeout is None else min(self.join_timeout, self.patience)
 
 
 def _number(name: str, value: Any) -> float:

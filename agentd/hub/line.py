@@ -43,6 +43,8 @@ class LineEnds:
     node_id: str
     local_addr: str
     """Where workers here are reached; empty: to be found out."""
+    open_timeout: float
+    """How long the run may take to be opened."""
     hub_timeout: float
     reattach_window: float
     channel_factory: ChannelFactory
@@ -109,7 +111,7 @@ class HubLine:
     async def _open(self) -> RunStatus | None:
         ends = self._ends
         try:
-            return await open_run(ends.endpoint, self._opening, ends.channel_factory, ends.hub_timeout)
+            return await open_run(ends.endpoint, self._opening, ends.channel_factory, ends.open_timeout)
         except AgentError as error:
             self._mailbox.put(error)
             return None

@@ -141,17 +141,16 @@ async def call_once(
     make_stub: Callable[[grpc.Channel], Any],
     method: str,
     request: Any,
+    timeout: float = CALL_TIMEOUT,
 ) -> Any:
     """The answer to a unary call, on a channel of its own. Trouble is an `AgentError`."""
     channel = channel_factory(address)
     try:
         # The generated stubs are typed for synchronous channels.
         call = getattr(make_stub(cast("grpc.Channel", channel)), method)
-        return await call(request, timeout=CALL_TIMEOUT, wait_for_ready=False)
+        return await call(request, timeout=timeout, wait_for_ready=False)
     except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(
-            cast("RpcFailure", error), address, timeout=CALL_TIMEOUT, method=method
-        ) from None
+        raise from_rpc_error(cast("RpcFailure", error), address, timeout=timeout, method=method) from None
     finally:
         await channel.close()
 

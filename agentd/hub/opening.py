@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from agentd.api import convert
 from agentd.api.errors import AgentError, Code
 from agentd.api.types import Command, RendezvousSpec, RoleSpec, RunRequest, RunSpec, RunStatus
-from agentd.hub.links import ChannelFactory, call_once
+from agentd.hub.links import CALL_TIMEOUT, ChannelFactory, call_once
 from agentd.v1.agent_service_pb2_grpc import AgentServiceStub
 
 FIRST_PAUSE = 0.1
 LAST_PAUSE = 2.0
+SHORTEST_CALL = 1.0
 
 _PASSING = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
 """Refusals that another try may change: nobody answers yet, or agentd is being replaced."""
@@ -63,7 +64,8 @@ async def open_run(
     gives_up, pause = loop.time() + patience, FIRST_PAUSE
     while True:
         try:
-            answer = await call_once(endpoint, channel_factory, AgentServiceStub, "Run", message)
+            left = max(SHORTEST_CALL, min(CALL_TIMEOUT, gives_up - loop.time()))
+            answer = await call_once(endpoint, channel_factory, AgentServiceStub, "Run", message, left)
             return convert.run_status_from_message(answer.status)
         except AgentError as error:
             if error.code not in _PASSING or loop.time() + pause > gives_up:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import tempfile
 import threading
 import time
@@ -39,6 +40,8 @@ pytestmark = pytest.mark.timeout(120)
 
 T = TypeVar("T")
 SOON_S = 30.0
+HTTP2_SETTINGS = bytes.fromhex("000000 04 00 00000000")
+"""What a server says first: so many, none."""
 
 
 @pytest.fixture
@@ -195,10 +198,23 @@ def test_too_few_agents_is_a_timeout_that_says_so(party: Party) -> None:
     assert handler.is_closed()
 
 
-def test_a_hub_that_nobody_runs_is_a_connection_error_in_its_time(party: Party) -> None:
-    handler = party.make(endpoint="127.0.0.1:1", hub_timeout=0.5)
+@pytest.mark.parametrize("options", [{"hub_timeout": 0.5}, {"join_timeout": 0.5}])
+def test_a_hub_that_nobody_runs_is_a_connection_error_in_its_time(
+    party: Party, options: dict[str, float]
+) -> None:
+    handler = party.make(endpoint="127.0.0.1:1", **options)
     with pytest.raises(RendezvousConnectionError, match=r"127\.0\.0\.1:1"):
         party.begin(handler.next_rendezvous).result(SOON_S)
+
+
+def test_an_endpoint_that_never_answers_is_given_up_in_its_time(party: Party) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        handler = party.make(endpoint=f"127.0.0.1:{frozen.getsockname()[1]}", join_timeout=1)
+        joining = party.begin(handler.next_rendezvous)
+        with frozen.accept()[0] as connection:
+            connection.sendall(HTTP2_SETTINGS)
+            with pytest.raises(RendezvousConnectionError, match="did not answer within 1 s"):
+                joining.result(SOON_S)
 
 
 def test_other_parameters_are_refused_by_name_and_change_nothing(party: Party) -> None:

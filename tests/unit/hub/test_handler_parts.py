@@ -34,6 +34,12 @@ def test_options_are_read_from_values_and_from_their_texts() -> None:
         assert (spec.min_members, spec.max_members, spec.join_timeout, spec.last_call) == (1, 2, 30.0, 0.5)
 
 
+def test_the_first_contact_takes_no_longer_than_the_shorter_of_the_two_times() -> None:
+    given: list[dict[str, float]] = [{}, {"join_timeout": 2}, {"hub_timeout": 3}]
+    given += [{"join_timeout": 2, "hub_timeout": 3}, {"join_timeout": 3000}]
+    assert [HandlerOptions(**times).first_patience for times in given] == [600, 2, 3, 2, 600]
+
+
 @pytest.mark.parametrize("option", ["join_timeout", "lease", "max_restarts", "local_world_size"])
 def test_an_option_that_is_no_number_is_refused_by_name(option: str) -> None:
     with pytest.raises(ValueError, match=option):
