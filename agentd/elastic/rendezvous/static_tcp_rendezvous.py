@@ -230,9 +230,10 @@ class StaticTCPRendezvous(RendezvousHandler):
 
 
 def create_rdzv_handler(params: RendezvousParameters) -> StaticTCPRendezvous:
-    """The handler for these parameters. Options: `rank` (required), `timeout` in seconds (600).
+    """The handler for these parameters. Options: `rank` (required), `timeout` in whole seconds (600).
 
-    ValueError without a rank below `max_nodes`, and without host and port in the endpoint.
+    ValueError without a rank below `max_nodes`, without host and port in the endpoint, and for less than a
+    second.
     """
     rank = params.get_as_int("rank")
     if rank is None:
@@ -243,7 +244,10 @@ def create_rdzv_handler(params: RendezvousParameters) -> StaticTCPRendezvous:
     host, port = parse_rendezvous_endpoint(endpoint, -1)
     if not endpoint or port < 0:
         raise ValueError(f"the static rendezvous needs an endpoint host:port, has {endpoint!r}")
-    timeout = params.get_as_int("timeout", DEFAULT_TIMEOUT_S) or DEFAULT_TIMEOUT_S
+    given = params.get_as_int("timeout")
+    timeout = DEFAULT_TIMEOUT_S if given is None else given
+    if timeout < 1:
+        raise ValueError(f"timeout must be at least 1 second, is {params.get('timeout')}")
     return StaticTCPRendezvous(host, port, rank, params.max_nodes, params.run_id, timeout)
 
 

@@ -182,6 +182,9 @@ def _in_memory(params: RendezvousParameters) -> InMemoryRendezvousHandler:
     [
         ("h:1", {}, "needs the option rank"),
         ("h:1", {"rank": 2}, "rank must be between 0 and 1, is 2"),
+        ("h:1", {"rank": 0, "timeout": 0}, "timeout must be at least 1 second, is 0"),
+        ("h:1", {"rank": 0, "timeout": "-5"}, "timeout must be at least 1 second, is -5"),
+        ("h:1", {"rank": 0, "timeout": 0.5}, r"timeout must be at least 1 second, is 0\.5"),
         ("h", {"rank": 0}, "needs an endpoint host:port, has 'h'"),
         (" ", {"rank": 0}, "needs an endpoint host:port, has ''"),
     ],
