@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from agentd.api.targets import Target
 from agentd.elastic.rendezvous.api import (
     RendezvousConnectionError,
     RendezvousHandler,
@@ -203,9 +204,10 @@ class StaticTCPRendezvous(RendezvousHandler):
         if not poll(complete, timeout_s, self._waiter):
             missing = self._missing(rounds, self._round)
             names = ", ".join(map(str, missing[:MOST_NAMED])) + (" ..." if missing[MOST_NAMED:] else "")
+            where = Target(host=self.master_addr, port=self.master_port)
             raise RendezvousTimeoutError(
-                f"run {self.run_id!r}: round {self._round} at {self.master_addr}:{self.master_port} is not "
-                f"complete after {timeout_s:g} s: of {self.world_size} agents, missing are ranks {names}"
+                f"run {self.run_id!r}: round {self._round} at {where} is not complete "
+                f"after {timeout_s:g} s: of {self.world_size} agents, missing are ranks {names}"
             )
 
     def _enter(self, rounds: KeyValueStore, round_: int) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
+from agentd.api.targets import Target
 from agentd.elastic.utils import store_wire
 from agentd.elastic.utils.store import KeyValueStore, StoreError, StoreTimeout, pause, poll
 from agentd.elastic.utils.store_server import StoreServer, make_lively
@@ -36,7 +37,7 @@ class StoreConnectionError(StoreError, ConnectionError):
     """The store's server cannot be reached, or is not the one it was."""
 
     def __init__(self, host: str, port: int, why: str) -> None:
-        super().__init__(f"the store at {host}:{port} {why}")
+        super().__init__(f"the store at {Target(host=host, port=port)} {why}")
         self.host = host
         """The machine where the server should be."""
         self.port = port
@@ -246,7 +247,8 @@ class TcpStore(BaseStore):
         timeout_s = self._timeout.total_seconds()
         if not poll(lambda: self.add(MEMBERS_KEY, 0) >= world_size, timeout_s, waiter):
             here = self.add(MEMBERS_KEY, 0)
-            raise StoreTimeout(f"{here} of {world_size} members of {self.host}:{self.port}", timeout_s)
+            where = Target(host=self.host, port=self.port)
+            raise StoreTimeout(f"{here} of {world_size} members of {where}", timeout_s)
 
     def _error(self, why: str) -> StoreConnectionError:
         return StoreConnectionError(self.host, self.port, why)

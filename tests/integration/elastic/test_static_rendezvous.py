@@ -127,6 +127,14 @@ def test_a_store_that_is_not_there_and_a_port_that_is_taken_name_the_address(por
             _handler(port, 0, 1).next_rendezvous()
 
 
+def test_an_ipv6_address_is_named_in_brackets(port: int) -> None:
+    with pytest.raises(RendezvousConnectionError, match=rf"the store at \[::1\]:{port} cannot be"):
+        StaticTCPRendezvous("::1", port, 1, 2, "run", 0.1).next_rendezvous()
+    alone = StaticTCPRendezvous("::1", port, 0, 2, "run", 0.1, store=InMemoryStore())
+    with pytest.raises(RendezvousTimeoutError, match=rf"round 1 at \[::1\]:{port} is not complete"):
+        alone.next_rendezvous()
+
+
 def test_workers_go_on_when_rank_zero_has_gone_and_meet_it_again_when_it_is_back(
     port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
