@@ -70,7 +70,10 @@ class JsonLinesHandler(logging.Handler):
             raise ValueError(f"the event handler jsonl needs a file: name it in {EVENTS_FILE_VARIABLE}")
         self.path = name
         """The file."""
-        self._fd = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._fd = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _cannot_open(name, error, by_variable=not path) from error
         self._torn = False
         # Last of all: from here on logging closes it when the process ends.
         super().__init__()
@@ -96,6 +99,17 @@ class JsonLinesHandler(logging.Handler):
         if fd >= 0:
             os.close(fd)
         super().close()
+
+
+def _cannot_open(name: str, error: OSError, *, by_variable: bool) -> OSError:
+    """The same error as a sentence."""
+    where = f" in {EVENTS_FILE_VARIABLE}" if by_variable else ""
+    told = type(error)(
+        f"the event handler jsonl cannot open {name!r}, its file{where}: {error.strerror}. "
+        f"Name{where} a file in a folder that exists, and that this user may write"
+    )
+    told.errno = error.errno
+    return told
 
 
 _makers: dict[str, Maker | logging.Handler] = {

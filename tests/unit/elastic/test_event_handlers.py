@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -129,6 +130,22 @@ def test_json_lines_without_a_file_say_which_variable_names_it(monkeypatch: pyte
     monkeypatch.delenv("AGENTD_EVENTS_FILE", raising=False)
     with pytest.raises(ValueError, match="name it in AGENTD_EVENTS_FILE"):
         JsonLinesHandler()
+
+
+def test_a_file_that_cannot_be_opened_is_told_with_its_variable_the_cause_and_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = str(tmp_path / "nowhere" / "file")
+    monkeypatch.setenv("AGENTD_EVENTS_FILE", nowhere)
+    with pytest.raises(FileNotFoundError) as caught:
+        JsonLinesHandler()
+    assert str(caught.value) == (
+        f"the event handler jsonl cannot open {nowhere!r}, its file in AGENTD_EVENTS_FILE: No such file or "
+        "directory. Name in AGENTD_EVENTS_FILE a file in a folder that exists, and that this user may write"
+    )
+    assert caught.value.errno == errno.ENOENT
+    with pytest.raises(IsADirectoryError, match=r"cannot open .*, its file: Is a directory\. Name a file"):
+        JsonLinesHandler(str(tmp_path))
 
 
 def test_a_handler_that_could_not_be_made_is_not_closed_at_the_process_end(tmp_path: Path) -> None:
