@@ -165,16 +165,27 @@ class RunEnded(AgentError):
         )
 
 
+NO_PORT = ":0"
+
+
 class NodeIdTaken(AgentError):
-    """Two agentds claim one node id."""
+    """Two agentds, or two agents of the elastic library, claim one node id."""
 
     reason = "NODE_ID_TAKEN"
     code = Code.ALREADY_EXISTS
 
     def __init__(self, node_id: str, address: str, other_address: str) -> None:
+        # An agent of the library serves no port: its address has none, and it takes no flags.
+        library = address.endswith(NO_PORT)
+        other = "agent" if other_address.endswith(NO_PORT) else "agentd"
+        step = (
+            "Give one of them another rendezvous option node_id"
+            if library
+            else "Start one of them with another --node-id"
+        )
         super().__init__(
-            f"node id {node_id!r} of {address} is taken by a live agentd at {other_address}. "
-            "Start one of them with another --node-id.",
+            f"node id {node_id!r} of {address.removesuffix(NO_PORT)} is taken by a live {other} at "
+            f"{other_address.removesuffix(NO_PORT)}. {step}.",
             {"node_id": node_id, "address": address, "other_address": other_address},
         )
 

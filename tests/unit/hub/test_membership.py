@@ -348,6 +348,17 @@ def test_second_agentd_under_a_live_node_id_is_refused_naming_both_addresses() -
     assert caught.value.facts["other_address"] == "a.example:7460"
 
 
+def test_a_second_library_agent_under_a_live_node_id_is_told_its_option_and_no_port() -> None:
+    taken = NodeIdTaken("a", "127.0.0.1:0", "[fd00::1]:0")
+    assert str(taken) == (
+        "node id 'a' of 127.0.0.1 is taken by a live agent at [fd00::1]. "
+        "Give one of them another rendezvous option node_id."
+    )
+    assert "live agentd at b:1. Start one of them with another --node-id." in str(
+        NodeIdTaken("a", "b:2", "b:1")
+    )
+
+
 def test_new_agentd_may_have_the_node_id_of_one_that_is_gone() -> None:
     rig = elastic("a", "b")
     rig.silence("b")
