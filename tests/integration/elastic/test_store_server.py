@@ -237,9 +237,19 @@ def test_a_port_where_somebody_listens_and_says_nothing_takes_no_longer_than_the
         assert time.monotonic() - began < 1.5
 
 
-def test_a_close_while_clients_come_never_writes_into_a_descriptor_that_is_gone() -> None:
-    for _ in range(300):
-        server = StoreServer("localhost")
-        with socket.create_connection(("localhost", server.port)) as client:
-            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            server.close()
+def test_a_close_while_clients_come_never_writes_into_a_descriptor_that_is_gone(
+    server: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_write, alive = os.write, []
+
+    def write_late(fd: int, data: bytes) -> int:
+        """Write once the server had another client to wake for, and time to end if it is to."""
+        with _dial(server):
+            server._thread.join(0.3)
+        alive.append(server._thread.is_alive())
+        return real_write(fd, data)
+
+    monkeypatch.setattr("agentd.elastic.utils.store_server.os.write", write_late)
+    server.close()
+    assert alive == [True]
+    assert not server._thread.is_alive()
