@@ -200,7 +200,7 @@ def test_too_few_agents_is_a_timeout_that_says_so(party: Party) -> None:
 
 @pytest.mark.parametrize("options", [{"hub_timeout": 0.5}, {"join_timeout": 0.5}])
 def test_a_hub_that_nobody_runs_is_a_connection_error_in_its_time(
-    party: Party, options: dict[str, float]
+    party: Party, options: dict[str, Any]
 ) -> None:
     handler = party.make(endpoint="127.0.0.1:1", **options)
     with pytest.raises(RendezvousConnectionError, match=r"127\.0\.0\.1:1"):

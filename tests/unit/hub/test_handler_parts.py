@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def test_options_are_read_from_values_and_from_their_texts() -> None:
 
 
 def test_the_first_contact_takes_no_longer_than_the_shorter_of_the_two_times() -> None:
-    given: list[dict[str, float]] = [{}, {"join_timeout": 2}, {"hub_timeout": 3}]
+    given: list[dict[str, Any]] = [{}, {"join_timeout": 2}, {"hub_timeout": 3}]
     given += [{"join_timeout": 2, "hub_timeout": 3}, {"join_timeout": 3000}]
     assert [HandlerOptions(**times).first_patience for times in given] == [600, 2, 3, 2, 600]
 
