@@ -39,6 +39,7 @@ class AgentLink:
         self._reader = FrameReader()
         self._outgoing = bytearray()
         self._next_dial = 0.0
+        self._leaving = False
         self.problem = ""
         """Why there is no connection."""
         waiter.add_pump(self._redial)
@@ -50,11 +51,19 @@ class AgentLink:
         self._outgoing += encode(frame)
         self._flush()
 
-    def flush(self, timeout_s: float) -> None:
-        """Wait until all is sent, or the connection or the patience ends."""
-        self._waiter.wait_until(
-            lambda: not self._outgoing or self._socket is None, time.monotonic() + timeout_s
-        )
+    def leave(self, timeout_s: float) -> None:
+        """Return once agentd has read all that was sent and hung up, or the patience ends.
+
+        Whoever just closes loses what is on its way if agentd says something at that moment: its write fails,
+        and with that its connection, unread.
+        """
+        self._leaving = True
+        deadline = time.monotonic() + timeout_s
+        self._waiter.wait_until(lambda: not self._outgoing or self._socket is None, deadline)
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+        self._waiter.wait_until(lambda: self._socket is None, deadline)
 
     def close(self) -> None:
         """Hang up and dial no more."""
@@ -62,7 +71,7 @@ class AgentLink:
         self._hang_up("closed")
 
     def _redial(self, now: float) -> float | None:
-        if self._socket is not None:
+        if self._socket is not None or self._leaving:
             return None
         if now >= self._next_dial:
             self._next_dial = now + REDIAL_S
@@ -105,7 +114,7 @@ class AgentLink:
 
     def _take(self, frame: Frame) -> None:
         # A frame of the other direction is a stranger's; nothing here acts on it.
-        if isinstance(frame, AgentFrame):
+        if isinstance(frame, AgentFrame) and not self._leaving:
             self._on_frame(frame)
 
     def _flush(self) -> None:
@@ -127,7 +136,8 @@ class AgentLink:
 
     def _lose(self, problem: str) -> None:
         self._hang_up(problem)
-        self._on_lost()
+        if not self._leaving:
+            self._on_lost()
 
     def _hang_up(self, problem: str) -> None:
         lost, self._socket = self._socket, None

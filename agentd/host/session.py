@@ -42,7 +42,7 @@ from agentd.procs.waiter import Waiter
 
 MEET_TIMEOUT_S = 10.0
 """A host that nobody answers ends before it starts anything."""
-FLUSH_TIMEOUT_S = 2.0
+FAREWELL_TIMEOUT_S = 2.0
 JOURNAL = "journal"
 """The event handler that leads to agentd's journal."""
 
@@ -91,7 +91,7 @@ class HostSession:
         ended = self._run_group(spec)
         if ended is not None:
             self._report(ended)
-        self._link.flush(FLUSH_TIMEOUT_S)
+        self._link.leave(FAREWELL_TIMEOUT_S)
 
     def close(self) -> None:
         """Give everything back."""
