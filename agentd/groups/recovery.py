@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from agentd.api.types import RunRequest
 from agentd.groups.logs import WorkerLog
 from agentd.groups.reap import GRACE_S, end_leftovers
-from agentd.groups.records import Remembered, RunRow
+from agentd.groups.records import RunRow
+from agentd.groups.remembered import Remembered
 from agentd.groups.reported import logs_on_disk
 
 SHOWN_RUNS = 256

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -38,6 +38,7 @@ from agentd.api.types import (
     WorkerState,
 )
 from agentd.core.specs import MAX_INCARNATION, MAX_REQUEST_ID, check_name, differing_fields, validate
+from agentd.groups import history
 from agentd.groups.admission import Machine, RolePlan, plan_node
 from agentd.groups.board import Board, RunKey
 from agentd.groups.devices import DeviceBook
@@ -160,13 +161,22 @@ class Registry:
     @property
     def accepting(self) -> bool:
         """Whether a Run would be taken, as far as the node as a whole is concerned."""
-        return not self.draining and not self.conditions
+        return not self.draining and not self._stuck and not self._journal.conditions
 
     @property
     def conditions(self) -> tuple[str, ...]:
         """What degrades the node, by name."""
-        stuck = any(run.stuck for run in self._live.values()) or any(e.stuck for e in self._ended.values())
-        return (*self._journal.conditions, *((UNKILLABLE,) if stuck else ()))
+        return tuple(self.problems)
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """What degrades the node: for people, by the name of the condition."""
+        stuck = {UNKILLABLE: "processes here do not end: see the runs that are LOST"} if self._stuck else {}
+        return {**self._journal.problems, **stuck}
+
+    @property
+    def _stuck(self) -> bool:
+        return any(run.stuck for run in self._live.values()) or any(e.stuck for e in self._ended.values())
 
     # --- verbs
 
@@ -190,14 +200,18 @@ class Registry:
                 raise Draining(self._node_id)
             return await self._begin(request), True
 
-    async def stop(self, request: StopRequest) -> RunStatus:
-        """Ask for the end of a run, or of this node's part of it. Answers at once; `watch` tells the end."""
+    async def stop(self, request: StopRequest, caller: str = "") -> RunStatus:
+        """Ask for the end of a run, or of this node's part of it. Answers at once; `watch` tells the end.
+
+        `caller`: who asks, for the history.
+        """
         status = self._board.get(request.run_id, request.incarnation)
         run = self._live.get((status.run_id, status.incarnation))
         if run is None:
             return status
         if request.grace is not None and request.grace < 0:
             raise InvalidSpec("grace", "a time is not negative")
+        self._journal.post(history.stop_asked(run.status, request, caller, time.time()))
         reason = request.reason or "stopped by a caller"
         if request.scope is StopScope.LEAVE:
             run.leave(reason, request.grace)
@@ -206,7 +220,7 @@ class Registry:
         return self._board.get(*run.part.key)
 
     async def signal(
-        self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...]
+        self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...], caller: str = ""
     ) -> tuple[int, ...]:
         """Send a signal to running workers by global rank, all of this node if none is named."""
         if not 1 <= signum <= 64:
@@ -218,6 +232,7 @@ class Registry:
         reached = run.signal(signum, ranks)
         if not reached and not any(group.phase is Phase.RUNNING for group in run.groups()):
             raise NotRunning(run_id, status.phase.value)
+        self._journal.post(history.signal_sent(run.status, signum, reached, caller, time.time()))
         return reached
 
     # --- snapshots
@@ -350,6 +365,7 @@ class Registry:
             raise
         self._ended.pop(run.part.key, None)
         self._live[run.part.key] = run
+        self._journal.post(history.run_started(run.status, self._node_id, time.time()))
         run.start()
         _log.info("run begins here", extra={"run_id": spec.run_id, "incarnation": run.part.incarnation})
         return self._board.get(*run.part.key)

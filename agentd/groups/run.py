@@ -15,7 +15,7 @@ from agentd.api.types import TERMINAL, GroupRef, GroupStatus, Phase, RunSpec, Ru
 from agentd.core import defaults
 from agentd.core import group_events as ev
 from agentd.core.assignment import Assignment
-from agentd.groups import layout, snapshot
+from agentd.groups import history, layout, snapshot
 from agentd.groups.admission import RolePlan
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Rendezvous, Session
@@ -258,11 +258,16 @@ class NodeRun:
 
     def on_hub_lost(self, problem: str) -> None:
         """The hub does not answer; workers go on."""
-        self._hub_problem = f"hub {self.status.hub_address} unreachable: {problem}"
+        sentence = f"hub {self.status.hub_address} unreachable: {problem}"
+        if not self._hub_problem:
+            self._shared.journal.post(history.hub_lost(self.status, sentence, time.time()))
+        self._hub_problem = sentence
         self._refresh()
 
     def on_hub_found(self) -> None:
         """The hub answers again."""
+        if self._hub_problem:
+            self._shared.journal.post(history.hub_found(self.status, time.time()))
         self._hub_problem = ""
         self._refresh()
 
@@ -309,7 +314,7 @@ class NodeRun:
             self._changed(self)
 
     async def _conclude(self, status: RunStatus) -> None:
-        await self._shared.journal.write(self.part.row(status))
+        await self._shared.journal.write(self.part.row(status), history.run_ended(status, time.time()))
         _log.info("run ended here", extra={"run_id": status.run_id, "phase": status.phase.value})
         self.status = status
         self.ended.set()

@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from agentd.api.types import TERMINAL, Failure, GroupStatus, Phase, WorkerState, WorkerStatus
 from agentd.core import group_events as ev
 from agentd.core.group import GroupState, step
-from agentd.groups import layout
+from agentd.groups import history, layout
 from agentd.groups.journal import Journal
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Member
-from agentd.groups.records import ElasticEventRow, EventRow, GroupRow
+from agentd.groups.records import ElasticEventRow, GroupRow
 from agentd.host import wire
 from agentd.host.handle import HostDoor, HostHandle
 from agentd.procs import tree
@@ -252,8 +252,11 @@ class Supervisor:
         if state is before and not isinstance(event, ev.HostSpawned):
             return
         moved = state.phase is not before.phase
+        told = history.of_group(self._spec, event, before, state, time.time())
         if moved or state.round != before.round or isinstance(event, ev.HostSpawned | ev.Begin):
-            await self._shared.journal.write(self.row(), *([self._history(event)] if moved else []))
+            await self._shared.journal.write(self.row(), *told)
+        else:
+            self._shared.journal.post(*told)
         if moved:
             _log.info("group is %s", state.phase, extra=self._facts())
         if isinstance(event, ev.WorkersStarted):
@@ -346,17 +349,6 @@ class Supervisor:
                 directory=worker.log_dir,
             )
             for worker in event.workers
-        )
-
-    def _history(self, event: ev.GroupEvent) -> EventRow:
-        return EventRow(
-            time=time.time(),
-            run_id=self._spec.run_id,
-            incarnation=self._spec.incarnation,
-            role=self.role,
-            event=type(event).__name__,
-            phase=self._state.phase,
-            detail=self._state.reason,
         )
 
     def _elastic_event(self, frame: wire.Recorded) -> ElasticEventRow:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
+from urllib.parse import unquote
 
 from agentd.api import convert
 from agentd.api.errors import InvalidSpec
@@ -66,7 +67,7 @@ class AgentServicer(AgentServiceServicer):
                         yield pb.WatchResponse(heartbeat=pb.WatchHeartbeat(revision=revision))
 
     async def Stop(self, request: pb.StopRequest, context: Context) -> pb.StopResponse:
-        status = await self._runs.stop(convert.stop_request_from_message(request))
+        status = await self._runs.stop(convert.stop_request_from_message(request), _caller(context))
         return pb.StopResponse(status=convert.run_status_to_message(status))
 
     async def Logs(self, request: pb.LogsRequest, context: Context) -> AsyncIterator[pb.LogsResponse]:
@@ -83,7 +84,7 @@ class AgentServicer(AgentServiceServicer):
 
     async def Signal(self, request: pb.SignalRequest, context: Context) -> pb.SignalResponse:
         ranks = await self._runs.signal(
-            request.run_id, request.incarnation, request.signal, tuple(request.ranks)
+            request.run_id, request.incarnation, request.signal, tuple(request.ranks), _caller(context)
         )
         return pb.SignalResponse(ranks=ranks)
 
@@ -112,6 +113,12 @@ class _Messages:
             if len(self._made) > self.LIMIT:
                 self._made.pop(next(iter(self._made)))
         return made[1]
+
+
+def _caller(context: Context) -> str:
+    """Where a call comes from, for people."""
+    peer = unquote(str(context.peer()))
+    return "this machine" if peer.startswith("unix:") else peer.partition(":")[2]
 
 
 def _silence(request: pb.WatchRequest) -> float:

@@ -84,11 +84,11 @@ class MemoryRuns:
         finally:
             self.open_watches -= 1
 
-    async def stop(self, request: StopRequest) -> RunStatus:
+    async def stop(self, request: StopRequest, caller: str = "") -> RunStatus:
         return self.status(request.run_id)
 
     async def signal(
-        self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...]
+        self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...], caller: str = ""
     ) -> tuple[int, ...]:
         return ranks
 
