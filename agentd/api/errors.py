@@ -207,14 +207,14 @@ class HubUnreachable(AgentError):
 
 
 class JournalUnavailable(AgentError):
-    """The journal cannot be written, so nothing new is promised."""
+    """The journal cannot be written, so nothing new is promised; or it cannot be read now."""
 
     reason = "JOURNAL_UNAVAILABLE"
     code = Code.UNAVAILABLE
 
     def __init__(self, problem: str) -> None:
         super().__init__(
-            f"the journal cannot be written: {problem}. Make room in the state directory, then try again.",
+            f"the journal cannot be used: {problem}. Look at its disk, then try again.",
             {"problem": problem},
         )
 

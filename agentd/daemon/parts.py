@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import grpc.aio
 
+from agentd import __version__
 from agentd.api.errors import JournalUnavailable
 from agentd.api.targets import Target
 from agentd.config import Config
@@ -18,11 +21,14 @@ from agentd.daemon.exits import StateDirUnusable
 from agentd.daemon.health import HealthKeeper
 from agentd.daemon.node import NodeReporter
 from agentd.daemon.rendezvous import NodeRendezvous
-from agentd.groups.journal import Journal
+from agentd.groups import history
+from agentd.groups.archive import Archive
+from agentd.groups.journal import DAMAGED, Former, Journal
 from agentd.groups.layout import DATABASE
 from agentd.groups.logs import LogReader
 from agentd.groups.registry import Registry
 from agentd.hub.hub import Hub
+from agentd.procs.identity import boot_id
 from agentd.rpc.agent import AgentServicer
 from agentd.rpc.health import HealthServicer
 from agentd.rpc.health_book import HealthBook
@@ -35,6 +41,7 @@ from agentd.rpc.streams import OpenStreams
 class Parts:
     """What the daemon's life needs of them."""
 
+    journal: Journal
     registry: Registry
     hub: Hub
     health: HealthKeeper
@@ -60,6 +67,8 @@ async def opened(config: Config, bound: Sequence[Target], server: grpc.aio.Serve
         stack.push_async_callback(registry.close)
         logs = LogReader(registry, config.node_id)
         stack.push_async_callback(logs.close)
+        archive = Archive(Path(config.state_dir, DATABASE), config.node_id)
+        stack.callback(archive.close)
         streams, book = OpenStreams(), HealthBook(registry)
         registry.on_change(book.run_changed)
         node = NodeReporter(
@@ -72,14 +81,14 @@ async def opened(config: Config, bound: Sequence[Target], server: grpc.aio.Serve
         )
         add_services(
             server,
-            agent=AgentServicer(registry, logs, node, streams),
+            agent=AgentServicer(registry, logs, node, archive, streams),
             rendezvous=RendezvousServicer(hub),
             health=HealthServicer(book, streams, config.node_id),
         )
         health = HealthKeeper(book, registry)
         keeping = asyncio.create_task(health.keep())
         stack.push_async_callback(_cancelled, keeping)
-        yield Parts(registry, hub, health, streams, advertised.default)
+        yield Parts(journal, registry, hub, health, streams, advertised.default)
 
 
 async def _journal(config: Config, stack: AsyncExitStack) -> Journal:
@@ -89,7 +98,26 @@ async def _journal(config: Config, stack: AsyncExitStack) -> Journal:
     except JournalUnavailable as error:
         raise StateDirUnusable(config.state_dir, error.facts["problem"]) from None
     stack.push_async_callback(journal.close)
+    former = former_end(journal.former, boot_id())
+    journal.post(
+        history.agentd_started(
+            version=__version__, pid=os.getpid(), starts=journal.daemon_starts, former=former, now=time.time()
+        )
+    )
+    if DAMAGED in journal.problems:
+        journal.post(history.journal_damaged(journal.problems[DAMAGED], time.time()))
     return journal
+
+
+def former_end(former: Former | None, boot: str) -> str:
+    """How the agentd before this one ended, by what it left in the journal."""
+    if former is None:
+        return ""
+    if former.said_goodbye:
+        return "the one before it ended in order"
+    if former.boot_id not in ("", boot):
+        return "the machine went down under the one before it"
+    return "the one before it was killed or crashed"
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from agentd.daemon.exits import ExitCode, ListenFailed, StartFailed
 from agentd.daemon.parts import Parts, opened
 from agentd.daemon.places import Places, claimed
 from agentd.daemon.wishes import Wishes
+from agentd.groups import history
 from agentd.groups.registry import Registry
 from agentd.rpc.server import bind, make_server
 
@@ -125,6 +127,7 @@ class _Daemon:
             draining.result()
         with suppress(asyncio.TimeoutError, RunNotFound):
             await asyncio.wait_for(_no_run_lives(parts.registry), _LAST_WORDS)
+        parts.journal.post(history.agentd_ended(pid=os.getpid(), reason=self._wishes.reason, now=time.time()))
         await parts.hub.close()
         parts.streams.close(_goodbye(self._config.node_id))
         return code

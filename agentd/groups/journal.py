@@ -17,14 +17,16 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
 from agentd.api.errors import JournalUnavailable
+from agentd.api.history import EventKind
 from agentd.groups.database import Opened, is_damage, open_database, reading
 from agentd.groups.records import HubRow, Record
 from agentd.groups.remembered import Remembered, read
 from agentd.groups.schema import NewerSchema
+from agentd.procs.identity import boot_id
 
 PATIENCE = 1.0
 BEHIND = "JOURNAL_BEHIND"
@@ -44,6 +46,15 @@ _UNFIT = (ValueError, OverflowError, TypeError, sqlite3.DataError)
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Former:
+    """The agentd of this state directory before this one."""
+
+    said_goodbye: bool
+    boot_id: str
+    """Of the machine it ran on. Empty: it did not say."""
+
+
 class Journal:
     """The only writer of a state directory's database."""
 
@@ -56,6 +67,7 @@ class Journal:
         """Made once in this state directory."""
         self.daemon_starts = 0
         """Grows with each start of an agentd here."""
+        self.former: Former | None = None
         self.remembered = Remembered()
         self.damage: tuple[str, ...] = ()
         """What could not be read, a phrase each."""
@@ -128,6 +140,7 @@ class Journal:
         with contextlib.ExitStack() as stack:
             try:
                 db = stack.enter_context(contextlib.closing(self._open()))
+                self.former = _former(db)
                 self.agent_uid, self.daemon_starts = _introduce(db)
                 # Before it is tidied: the processes of a group whose run is lost are still to be ended.
                 self.remembered = read(db)
@@ -254,12 +267,22 @@ def open_for_reading(path: Path) -> Remembered:
         raise JournalUnavailable(f"{path}: {error}") from None
 
 
+def _former(db: sqlite3.Connection) -> Former | None:
+    query = "SELECT kind FROM events WHERE run_id = '' AND kind IN (?, ?) ORDER BY id DESC LIMIT 1"
+    last = db.execute(query, (EventKind.AGENTD_STARTED.value, EventKind.AGENTD_ENDED.value)).fetchone()
+    if last is None:
+        return None
+    boot = db.execute("SELECT value FROM meta WHERE key = 'boot_id'").fetchone()
+    return Former(last[0] == EventKind.AGENTD_ENDED, boot[0] if boot else "")
+
+
 def _introduce(db: sqlite3.Connection) -> tuple[str, int]:
     """The agent's uid, made at the first start, and the number of this start."""
     with db:
         db.execute("INSERT OR IGNORE INTO meta VALUES ('agent_uid', ?)", (secrets.token_hex(16),))
         db.execute("INSERT OR IGNORE INTO meta VALUES ('daemon_starts', '0')")
         db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'daemon_starts'")
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('boot_id', ?)", (boot_id(),))
     meta: dict[str, str] = dict(db.execute("SELECT key, value FROM meta"))
     return meta["agent_uid"], int(meta["daemon_starts"])
 

@@ -23,7 +23,9 @@ UNREADABLE = (ValueError, TypeError, KeyError, RecursionError, OverflowError, De
 
 _NAMED = 20
 """As many unreadable rows are named; of more, the number."""
-_RUNS = "SELECT run_id, incarnation, request_id, node_name, hub_address, passed_env, spec, status, wish FROM runs"
+_RUNS = (
+    "SELECT run_id, incarnation, request_id, node_name, hub_address, passed_env, spec, status, wish FROM runs"
+)
 _GROUPS = (
     "SELECT run_id, incarnation, role, phase, round, token, host_pid, host_start_time, boot_id, "
     "directory, reason, state, sequence FROM groups"

@@ -103,11 +103,6 @@ STEPS: tuple[Step, ...] = (
             "CREATE INDEX events_of_run ON events (run_id, incarnation, id)",
             "ALTER TABLE runs ADD COLUMN ended_at REAL NOT NULL DEFAULT 0",
             _write_end_times,
-        ),
-    ),
-    Step(
-        3,
-        (
             # What the next agentd needs to go on where this one was.
             "ALTER TABLE groups ADD COLUMN state TEXT NOT NULL DEFAULT ''",
             "ALTER TABLE groups ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0",

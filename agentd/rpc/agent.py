@@ -7,11 +7,11 @@ from contextlib import aclosing
 from typing import Any
 from urllib.parse import unquote
 
-from agentd.api import convert
+from agentd.api import convert, historywire
 from agentd.api.errors import InvalidSpec
 from agentd.api.types import LogChunk, RunStatus, StreamEnd
 from agentd.rpc.paging import page
-from agentd.rpc.ports import Logs, Node, Runs
+from agentd.rpc.ports import History, Logs, Node, Runs
 from agentd.rpc.streams import OpenStreams, paced
 from agentd.v1 import agent_service_pb2 as pb
 from agentd.v1 import run_pb2
@@ -29,10 +29,11 @@ Context = Any
 class AgentServicer(AgentServiceServicer):
     """What one agentd does for its callers."""
 
-    def __init__(self, runs: Runs, logs: Logs, node: Node, streams: OpenStreams) -> None:
+    def __init__(self, runs: Runs, logs: Logs, node: Node, history: History, streams: OpenStreams) -> None:
         self._runs = runs
         self._logs = logs
         self._node = node
+        self._history = history
         self._streams = streams
         self._messages = _Messages()
 
@@ -90,6 +91,16 @@ class AgentServicer(AgentServiceServicer):
 
     async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> pb.GetNodeResponse:
         return convert.node_info_to_message(await self._node.info())
+
+    async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
+        page = await self._history.events(historywire.events_request_from_message(request))
+        return historywire.events_page_to_message(page)
+
+    async def ListEndedRuns(
+        self, request: pb.ListEndedRunsRequest, context: Context
+    ) -> pb.ListEndedRunsResponse:
+        page = await self._history.ended_runs(request.page_size, request.page_token)
+        return historywire.ended_runs_to_message(page)
 
 
 class _Messages:

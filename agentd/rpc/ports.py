@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from agentd.api.history import EndedRunsPage, EventsPage, EventsRequest
 from agentd.api.types import (
     LogChunk,
     LogsRequest,
@@ -36,6 +37,14 @@ class Runs(Protocol):
     ) -> tuple[int, ...]: ...
 
     def health(self, run_id: str, role: str | None) -> bool: ...
+
+
+class History(Protocol):
+    """What happened on this node."""
+
+    async def events(self, request: EventsRequest) -> EventsPage: ...
+
+    async def ended_runs(self, page_size: int, page_token: str) -> EndedRunsPage: ...
 
 
 class Logs(Protocol):

@@ -65,6 +65,20 @@ class AgentServiceStub:
     ]
     """Who this node is and how it is."""
 
+    ListEvents: grpc.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.ListEventsRequest,
+        agentd.v1.agent_service_pb2.ListEventsResponse,
+    ]
+    """What happened on this node, from its journal: runs that ended and earlier
+    agentds too.
+    """
+
+    ListEndedRuns: grpc.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.ListEndedRunsRequest,
+        agentd.v1.agent_service_pb2.ListEndedRunsResponse,
+    ]
+    """Runs that have ended, from the journal, as long as it keeps them."""
+
 class AgentServiceAsyncStub:
     Run: grpc.aio.UnaryUnaryMultiCallable[
         agentd.v1.agent_service_pb2.RunRequest,
@@ -109,6 +123,20 @@ class AgentServiceAsyncStub:
         agentd.v1.agent_service_pb2.GetNodeResponse,
     ]
     """Who this node is and how it is."""
+
+    ListEvents: grpc.aio.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.ListEventsRequest,
+        agentd.v1.agent_service_pb2.ListEventsResponse,
+    ]
+    """What happened on this node, from its journal: runs that ended and earlier
+    agentds too.
+    """
+
+    ListEndedRuns: grpc.aio.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.ListEndedRunsRequest,
+        agentd.v1.agent_service_pb2.ListEndedRunsResponse,
+    ]
+    """Runs that have ended, from the journal, as long as it keeps them."""
 
 class AgentServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -168,5 +196,23 @@ class AgentServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[agentd.v1.agent_service_pb2.GetNodeResponse, collections.abc.Awaitable[agentd.v1.agent_service_pb2.GetNodeResponse]]:
         """Who this node is and how it is."""
+
+    @abc.abstractmethod
+    def ListEvents(
+        self,
+        request: agentd.v1.agent_service_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[agentd.v1.agent_service_pb2.ListEventsResponse, collections.abc.Awaitable[agentd.v1.agent_service_pb2.ListEventsResponse]]:
+        """What happened on this node, from its journal: runs that ended and earlier
+        agentds too.
+        """
+
+    @abc.abstractmethod
+    def ListEndedRuns(
+        self,
+        request: agentd.v1.agent_service_pb2.ListEndedRunsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[agentd.v1.agent_service_pb2.ListEndedRunsResponse, collections.abc.Awaitable[agentd.v1.agent_service_pb2.ListEndedRunsResponse]]:
+        """Runs that have ended, from the journal, as long as it keeps them."""
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

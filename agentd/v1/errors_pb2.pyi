@@ -62,7 +62,7 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_HUB_UNREACHABLE: _ErrorReason.ValueType  # 12
     """UNAVAILABLE. The run's hub cannot be reached: "hub", "since"."""
     ERROR_REASON_JOURNAL_UNAVAILABLE: _ErrorReason.ValueType  # 13
-    """UNAVAILABLE. The journal cannot be written: "problem"."""
+    """UNAVAILABLE. The journal cannot be written or read: "problem"."""
     ERROR_REASON_LOG_NOT_FOUND: _ErrorReason.ValueType  # 14
     """NOT_FOUND. No log of these ranks, this role or this round: "run_id",
     "ranks".
@@ -126,7 +126,7 @@ ERROR_REASON_STALE_SESSION: ErrorReason.ValueType  # 11
 ERROR_REASON_HUB_UNREACHABLE: ErrorReason.ValueType  # 12
 """UNAVAILABLE. The run's hub cannot be reached: "hub", "since"."""
 ERROR_REASON_JOURNAL_UNAVAILABLE: ErrorReason.ValueType  # 13
-"""UNAVAILABLE. The journal cannot be written: "problem"."""
+"""UNAVAILABLE. The journal cannot be written or read: "problem"."""
 ERROR_REASON_LOG_NOT_FOUND: ErrorReason.ValueType  # 14
 """NOT_FOUND. No log of these ranks, this role or this round: "run_id",
 "ranks".

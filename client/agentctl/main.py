@@ -29,6 +29,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "logs": "logs",
         "status": "runs",
         "ps": "runs",
+        "events": "events",
         "stop": "change",
         "signal": "change",
         "join": "change",

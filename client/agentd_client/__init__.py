@@ -32,6 +32,7 @@ from agentd.api.errors import (
     StaleSession,
     Unreachable,
 )
+from agentd.api.history import Event, EventKind, EventWorker
 from agentd.api.types import (
     TERMINAL,
     Command,
@@ -68,6 +69,7 @@ from agentd_client.failures import (
 )
 from agentd_client.nodes import Node
 from agentd_client.report import (
+    HistoryItem,
     LogReceived,
     NodeBack,
     NodeProblem,
@@ -94,11 +96,15 @@ __all__ = [
     "DeviceInUse",
     "Draining",
     "EntrypointKind",
+    "Event",
+    "EventKind",
+    "EventWorker",
     "Failure",
     "Fleet",
     "FleetUnreachable",
     "GroupRef",
     "GroupStatus",
+    "HistoryItem",
     "HubNotShared",
     "HubUnreachable",
     "InternalError",

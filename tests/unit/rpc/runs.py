@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from agentd.api.errors import RunNotFound
+from agentd.api.history import EndedRunsPage, Event, EventsPage, EventsRequest
 from agentd.api.types import (
     TERMINAL,
     GroupStatus,
@@ -114,3 +115,13 @@ class OneNode:
 
     async def info(self) -> NodeInfo:
         return NodeInfo(node_id="n", cpus=2)
+
+
+class OneEvent:
+    """A history of one event."""
+
+    async def events(self, request: EventsRequest) -> EventsPage:
+        return EventsPage(events=(Event(id=1, time=1.0, node_id="n", kind="agentd_started"),))
+
+    async def ended_runs(self, page_size: int, page_token: str) -> EndedRunsPage:
+        return EndedRunsPage(runs=())
