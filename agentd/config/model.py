@@ -48,6 +48,16 @@ class DrainConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionConfig:
+    """What is kept of runs that have ended."""
+
+    age: float = 14 * 86400.0
+    """Seconds after its end in which a run is kept."""
+    size: int = 10 << 30
+    """Bytes that the runs of the state directory may take together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything an operator can choose."""
 
@@ -65,6 +75,7 @@ class Config:
     """Allows addresses beyond loopback although nobody is asked who they are."""
     log: LogConfig = LogConfig()
     drain: DrainConfig = DrainConfig()
+    retention: RetentionConfig = RetentionConfig()
 
 
 SYSTEM_STATE_DIR = "/var/lib/agentd"

@@ -16,6 +16,7 @@ from agentd import __version__
 from agentd.api.errors import JournalUnavailable
 from agentd.api.targets import Target
 from agentd.config import Config
+from agentd.core.retention import Policy
 from agentd.daemon.advertise import AdvertisedAddress
 from agentd.daemon.exits import StateDirUnusable
 from agentd.daemon.health import HealthKeeper
@@ -27,6 +28,7 @@ from agentd.groups.journal import DAMAGED, Former, Journal
 from agentd.groups.layout import DATABASE
 from agentd.groups.logs import LogReader
 from agentd.groups.registry import Registry
+from agentd.groups.retention import Retention
 from agentd.hub.hub import Hub
 from agentd.procs.identity import boot_id
 from agentd.rpc.agent import AgentServicer
@@ -85,6 +87,9 @@ async def opened(config: Config, bound: Sequence[Target], server: grpc.aio.Serve
             rendezvous=RendezvousServicer(hub),
             health=HealthServicer(book, streams, config.node_id),
         )
+        policy = Policy(age=config.retention.age, size=config.retention.size)
+        retention = asyncio.create_task(Retention(config.state_dir, policy, registry).keep())
+        stack.push_async_callback(_cancelled, retention)
         health = HealthKeeper(book, registry)
         keeping = asyncio.create_task(health.keep())
         stack.push_async_callback(_cancelled, keeping)

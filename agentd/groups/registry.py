@@ -235,6 +235,17 @@ class Registry:
         self._journal.post(history.signal_sent(run.status, signum, reached, caller, time.time()))
         return reached
 
+    async def forget(self, key: RunKey, remove: Callable[[], Awaitable[None]]) -> bool:
+        """Show an ended run no longer, once `remove` has cleared the disk of it. False: it lives."""
+        async with self._admissions.setdefault(key[0], asyncio.Lock()):
+            if key in self._live:
+                return False
+            await remove()
+            self._ended.pop(key, None)
+            self._board.forget(key)
+            self._journal.post(ForgetRun(run_id=key[0], incarnation=key[1]))
+            return True
+
     # --- snapshots
 
     def status(self, run_id: str, incarnation: int = 0) -> RunStatus:

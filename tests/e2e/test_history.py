@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -168,3 +170,22 @@ def test_a_damaged_journal_is_shown_and_refuses_no_run(tmp_path: Path) -> None:
 
 def _journal(node: Node) -> Path:
     return node.state_dir / "agentd.db"
+
+
+def test_an_old_run_is_gone_with_its_logs_after_the_next_start(tmp_path: Path) -> None:
+    script = write_script(tmp_path / "s.py", "pass")
+    with agentd(tmp_path) as node:
+        for run_id in ("old", "new"):
+            assert run(node.target, run_id, script) == 0
+        assert node.stop() == 0
+        journal = _journal(node)
+    with contextlib.closing(sqlite3.connect(journal)) as db, db:
+        db.execute("UPDATE runs SET ended_at = ended_at - 7200 WHERE run_id = 'old'")
+    with agentd(tmp_path, "a", "--retention-age", "1h") as node:
+        wait_until(lambda: not (node.state_dir / "runs" / "old").exists(), 20)
+        wait_until(
+            lambda: agentctl("events", "old", "--nodes", node.target).returncode == ExitCode.NOT_FOUND, 20
+        )
+        shown = agentctl("ps", "--all", "--nodes", node.target)
+    assert (node.state_dir / "runs" / "new").exists()
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["RUN", "new"]
