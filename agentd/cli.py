@@ -54,6 +54,10 @@ _HELP: Mapping[str, tuple[str, str]] = {
         "SIZE",
         "What all runs may take in the state directory, as 500MiB; ended ones go first. Default: 10GiB.",
     ),
+    "host_mode": (
+        "keep|stop",
+        "What workers do when agentd dies: go on for the next agentd, or stop. Default: keep.",
+    ),
     "insecure": ("", "Serve beyond loopback although nobody is asked who they are."),
 }
 

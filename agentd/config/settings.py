@@ -13,7 +13,7 @@ from typing import TypeVar
 from agentd.api.errors import InvalidSpec
 from agentd.api.targets import parse_target
 from agentd.api.types import NAME
-from agentd.config.model import LogFormat, LogLevel
+from agentd.config.model import HostMode, LogFormat, LogLevel
 
 E = TypeVar("E", bound=enum.Enum)
 
@@ -173,6 +173,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("advertise_addr", "AGENTD_ADVERTISE_ADDR", "--advertise-addr", _advertised),
         Setting("port_file", "AGENTD_PORT_FILE", "--port-file", _optional_path),
         Setting("insecure", "AGENTD_INSECURE", "--insecure", _flag),
+        Setting("host_mode", "AGENTD_HOST_MODE", "--host-mode", _one_of(HostMode)),
         Setting("log.format", "AGENTD_LOG_FORMAT", "--log-format", _one_of(LogFormat)),
         Setting("log.level", "AGENTD_LOG_LEVEL", "--log-level", _one_of(LogLevel)),
         Setting("drain.grace", "AGENTD_DRAIN_GRACE", "--drain-grace", _seconds),

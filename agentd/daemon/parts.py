@@ -64,6 +64,7 @@ async def opened(config: Config, bound: Sequence[Target], server: grpc.aio.Serve
             journal=journal,
             rendezvous=NodeRendezvous(hub, agent_uid=journal.agent_uid, daemon_starts=journal.daemon_starts),
             advertise=advertised.for_hub,
+            host_mode=config.host_mode.value,
         )
         await registry.start()
         stack.push_async_callback(registry.close)

@@ -9,7 +9,7 @@ from agentd.api.signals import signal_name
 from agentd.api.types import Failure, Phase, RunStatus, StopRequest, StopScope, WorkerStatus
 from agentd.core import group_events as ev
 from agentd.core.group import GroupState
-from agentd.groups.records import EventRow
+from agentd.groups.records import EventRow, RunRow
 from agentd.host.wire import HostSpec
 
 _KINDS: Mapping[type[object], EventKind] = {
@@ -76,6 +76,19 @@ def signal_sent(status: RunStatus, signum: int, ranks: tuple[int, ...], caller: 
     named = ", ".join(map(str, ranks)) or "none"
     detail = f"{signal_name(signum)} to ranks {named}, asked from {caller or 'here'}"
     return _of_run(EventKind.SIGNAL_SENT, status, detail, now)
+
+
+def group_lost(run: RunRow, role: str, reason: str, now: float) -> EventRow:
+    """A group of an earlier agentd cannot go on: what was left of it has been ended."""
+    return EventRow(
+        time=now,
+        kind=EventKind.HOST_ENDED.value,
+        run_id=run.run_id,
+        incarnation=run.incarnation,
+        role=role,
+        phase=Phase.LOST,
+        detail=f"the group is lost: {reason}",
+    )
 
 
 def hub_lost(status: RunStatus, problem: str, now: float) -> EventRow:

@@ -140,8 +140,9 @@ def test_a_hangup_stops_nothing(folder: Path) -> None:
         assert phase_of(agent, "r") == run_pb2.PHASE_RUNNING
 
 
-def test_kill_9_of_agentd_stops_its_workers_and_leaves_nothing(folder: Path) -> None:
-    with running(folder) as daemon, calling(daemon.targets[0]) as agent:
+def test_kill_9_of_agentd_in_mode_stop_ends_its_workers_and_leaves_nothing(folder: Path) -> None:
+    flags = ("--listen", "127.0.0.1:0", "--host-mode", "stop")
+    with running(folder, *flags) as daemon, calling(daemon.targets[0]) as agent:
         pids = start(agent, folder, OBEDIENT)
         os.kill(daemon.process.pid, signal.SIGKILL)
         wait_until(lambda: all(is_gone(pid) for pid in pids), END_S)
