@@ -315,6 +315,31 @@ def test_a_run_without_rejoin_is_lost_with_a_reboot_and_says_so(tmp_path: Path) 
         assert agentctl("stop", "r", "--wait", "--nodes", nodes["a"].target).returncode == 0
 
 
+@pytest.mark.parametrize("name", ["b", "a"], ids=["a member's", "the hub's"])
+def test_a_handover_ends_agentd_well_and_nothing_else(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "out"
+    with fleet(tmp_path, "a", "b") as nodes:
+        begin(nodes, folder)
+        before, began = processes(nodes), starts(folder)
+        nodes[name].process.send_signal(signal.SIGUSR2)
+        assert nodes[name].process.wait(PATIENCE_S) == 0
+        nodes.again(name)
+        wait_until(lambda: attached(nodes), PATIENCE_S)
+        assert (processes(nodes), starts(folder)) == (before, began)
+        stopped(nodes, [process.pid for process in before])
+
+
+def test_a_handover_in_mode_stop_is_a_drain(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with fleet(tmp_path) as nodes:
+        nodes.start("a", "--host-mode", "stop")
+        begin(nodes, folder)
+        before = processes(nodes)
+        nodes["a"].process.send_signal(signal.SIGUSR2)
+        assert nodes["a"].process.wait(PATIENCE_S) == 0
+        assert all(is_gone(process.pid) for process in before)
+
+
 def test_sigterm_still_stops_the_groups(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with fleet(tmp_path, "a") as nodes:
