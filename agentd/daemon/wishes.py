@@ -1,7 +1,8 @@
 """What the world wants of the daemon: signals and the lifeline, as two events on the loop.
 
 The first SIGTERM or SIGINT, or the end of the lifeline, asks for a drain; a second signal for the end at
-once. SIGUSR2 asks for a handover: the next agentd goes on with what runs. SIGHUP asks for nothing: a lost terminal must not stop training.
+once. SIGUSR2 asks for a handover: the next agentd goes on with what runs. SIGHUP asks for nothing: a lost
+terminal must not stop training.
 """
 
 from __future__ import annotations

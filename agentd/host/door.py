@@ -21,6 +21,8 @@ from agentd.procs.spawn import Child, SpawnError, spawn
 from agentd.procs.tree import TOKEN_VARIABLE
 
 HOST_LOG = "host.log"
+PACKAGES = str(Path(agentd.__file__).parent.parent)
+"""Where hosts find agentd."""
 
 _HELLO_TIMEOUT_S = 10.0
 _READ_SIZE = 65_536
@@ -161,7 +163,7 @@ def _spawn_host(spec: HostSpec, state_dir: str, group_dir: str) -> Child:
     env = {
         **os.environ,
         TOKEN_VARIABLE: spec.token,
-        "PYTHONPATH": str(Path(agentd.__file__).parent.parent),
+        "PYTHONPATH": PACKAGES,
     }
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
     try:
