@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from agentd.api.convert import run_status_from_message
 from agentd.api.errors import InvalidSpec, JournalUnavailable, RunNotFound
 from agentd.api.history import EndedRunsPage, Event, EventsPage, EventsRequest, EventWorker
+from agentd.api.historywire import event_to_message
 from agentd.api.types import Phase, RunStatus
 from agentd.groups.database import reading
 from agentd.groups.remembered import UNREADABLE
@@ -124,15 +125,13 @@ def _newest(db: sqlite3.Connection, run_id: str) -> int:
     return newest or 0
 
 
-def _event(
-    node_id: str, number: int, time: float, run_id: str, incarnation: int, role: str, kind: str,
-    phase: str, round_: int, detail: str, workers: str,
-) -> Event | None:  # fmt: skip
+def _event(node_id: str, number: int, *row: Any) -> Event | None:
     """None for a row that nobody can read."""
+    time, run_id, incarnation, role, kind, phase, round_, detail, workers = row
     try:
-        return Event(
+        event = Event(
             id=number,
-            time=float(time),
+            time=time,
             node_id=node_id,
             kind=kind,
             run_id=run_id,
@@ -143,8 +142,11 @@ def _event(
             detail=detail,
             workers=tuple(EventWorker(**worker) for worker in json.loads(workers)),
         )
-    except UNREADABLE:
+        # What no message carries is no event: the whole answer would be lost with it.
+        event_to_message(event)
+    except (*UNREADABLE, AttributeError):
         return None
+    return event
 
 
 def _ended_runs(db: sqlite3.Connection, size: int, before: tuple[float, str, int]) -> EndedRunsPage:
@@ -157,12 +159,13 @@ def _ended_runs(db: sqlite3.Connection, size: int, before: tuple[float, str, int
     room = PAGE_BYTES
     last: tuple[float, str, int] | None = None
     for number, (ended_at, run_id, incarnation, status) in enumerate(db.execute(query, (*before, size + 1))):
-        room -= len(status)
+        room -= len(status) if isinstance(status, bytes) else 0
         if last is not None and (number == size or room < 0):
             return EndedRunsPage(runs=tuple(runs), next_page_token=_token(*last))
         last = ended_at, run_id, incarnation
         try:
-            runs.append(run_status_from_message(run_pb2.RunStatus.FromString(status)))
+            run = run_status_from_message(run_pb2.RunStatus.FromString(status))
+            runs.append(run)
         except UNREADABLE:
             continue  # said at the start of agentd
     return EndedRunsPage(runs=tuple(runs))

@@ -39,6 +39,7 @@ KEPT_ELASTIC_EVENTS = 10_000
 KEPT_ELASTIC_EVENTS_IN_ALL = 50_000
 
 _RETRY_S = 0.5
+_PROBE = "INSERT OR REPLACE INTO meta VALUES ('written_again_at', ?)"
 _TIDY_EACH = 2000
 _CLOSE_S = 5.0
 _UNFIT = (ValueError, OverflowError, TypeError, sqlite3.DataError)
@@ -207,7 +208,10 @@ class _Queue:
         count = 0
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._records or self._waiting or self._closed)
+                self._condition.wait_for(
+                    lambda: self._records or self._waiting or self._closed,
+                    _RETRY_S if self.problem else None,
+                )
                 records, self._records = self._records, {}
                 waiting, self._waiting = self._waiting, []
                 closed = self._closed
@@ -236,6 +240,9 @@ class _Queue:
     def _commit(self, db: sqlite3.Connection, records: Mapping[Hashable, Record]) -> sqlite3.Error | None:
         try:
             with db:
+                if self.problem:
+                    # What waited may have been taken back: only a real write tells that the disk takes any.
+                    db.execute(_PROBE, (str(time.time()),))
                 for record in records.values():
                     _write(db, record)
         except sqlite3.Error as error:

@@ -95,15 +95,15 @@ def _run_row(
     passed_env: object, spec: object, status: object, wish: object,
 ) -> RunRow:  # fmt: skip
     row = RunRow(
-        run_id=_str(run_id),
-        incarnation=_int(incarnation),
-        request_id=_str(request_id),
+        run_id=as_text(run_id),
+        incarnation=as_number(incarnation),
+        request_id=as_text(request_id),
         spec=run_spec_from_message(run_pb2.RunSpec.FromString(_bytes(spec))),
         status=run_status_from_message(run_pb2.RunStatus.FromString(_bytes(status))),
-        node_name=_str(node_name),
-        hub_address=_str(hub_address),
-        passed_env={_str(name): _str(value) for name, value in _dict(_str(passed_env)).items()},
-        wish=_str(wish),
+        node_name=as_text(node_name),
+        hub_address=as_text(hub_address),
+        passed_env={as_text(name): as_text(value) for name, value in _dict(as_text(passed_env)).items()},
+        wish=as_text(wish),
     )
     if (row.status.run_id, row.status.incarnation) != (row.run_id, row.incarnation):
         raise ValueError("it holds another run's status")
@@ -116,24 +116,24 @@ def _group_row(
     state: object, sequence: object,
 ) -> GroupRow:  # fmt: skip
     return GroupRow(
-        run_id=_str(run_id),
-        incarnation=_int(incarnation),
-        role=_str(role),
+        run_id=as_text(run_id),
+        incarnation=as_number(incarnation),
+        role=as_text(role),
         phase=Phase(phase),
-        round=_int(round_),
-        token=_str(token),
-        host_pid=_int(host_pid),
-        host_start_time=_int(host_start_time),
-        boot_id=_str(boot_id),
-        directory=_str(directory),
-        reason=_str(reason),
-        state=_str(state),
-        sequence=_int(sequence),
+        round=as_number(round_),
+        token=as_text(token),
+        host_pid=as_number(host_pid),
+        host_start_time=as_number(host_start_time),
+        boot_id=as_text(boot_id),
+        directory=as_text(directory),
+        reason=as_text(reason),
+        state=as_text(state),
+        sequence=as_number(sequence),
     )
 
 
 def _hub_row(run_id: object, incarnation: object, record: object) -> HubRow:
-    row = HubRow(run_id=_str(run_id), incarnation=_int(incarnation), record=_str(record))
+    row = HubRow(run_id=as_text(run_id), incarnation=as_number(incarnation), record=as_text(record))
     _dict(row.record)
     return row
 
@@ -145,13 +145,15 @@ def _dict(text: str) -> dict[str, Any]:
     return found
 
 
-def _str(value: object) -> str:
+def as_text(value: object) -> str:
+    """The value if it is a text. Raises `TypeError`."""
     if not isinstance(value, str):
         raise TypeError(f"no text: {value!r:.60}")
     return value
 
 
-def _int(value: object) -> int:
+def as_number(value: object) -> int:
+    """The value if it is a number that counts something. Raises `TypeError`."""
     if not isinstance(value, int) or value < 0:
         raise TypeError(f"no number: {value!r:.60}")
     return value

@@ -84,6 +84,9 @@ class Retention:
                 except (OSError, sqlite3.Error, NewerSchema) as error:
                     _log.warning("ended runs cannot be looked through", extra={"problem": str(error)})
                     more = False
+                except Exception:  # noqa: BLE001 - whatever it is, a disk that fills unseen is worse
+                    _log.exception("ended runs cannot be looked through")
+                    more = False
                 await asyncio.sleep(PAUSE_S if more else INTERVAL_S)
         finally:
             self.close()
@@ -139,7 +142,7 @@ class Retention:
             db.text_factory = lambda text: text.decode(errors="replace")
             found = db.execute("SELECT run_id, incarnation, ended, ended_at, status FROM runs").fetchall()
         return {
-            (str(run_id), incarnation): float(ended_at) if ended and _is_readable(run_id, status) else None
+            (str(run_id), incarnation): ended_at if ended and _is_readable(run_id, ended_at, status) else None
             for run_id, incarnation, ended, ended_at, status in found
         }
 
@@ -189,8 +192,10 @@ def _ended_run(key: RunKey, ended_at: float, size: int) -> EndedRun:
     return EndedRun(run_id=key[0], incarnation=key[1], ended_at=ended_at, size=size)
 
 
-def _is_readable(run_id: object, status: object) -> bool:
-    if not isinstance(run_id, str) or not NAME.fullmatch(run_id) or not isinstance(status, bytes):
+def _is_readable(run_id: object, ended_at: object, status: object) -> bool:
+    if not isinstance(run_id, str) or not isinstance(ended_at, float) or not isinstance(status, bytes):
+        return False
+    if not NAME.fullmatch(run_id):
         return False
     try:
         run_pb2.RunStatus.FromString(status)

@@ -1,4 +1,4 @@
-"""Whatever stands in the journal's rows, agentd starts, keeps what it understands, and answers those who ask."""
+"""Whatever stands in the journal, agentd starts, keeps what it understands, and answers those who ask."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agentd.api import historywire
 from agentd.api.history import EventsRequest
 from agentd.api.types import Command, Phase, RoleSpec, RunSpec, RunStatus
 from agentd.groups.archive import Archive
-from agentd.groups.journal import DAMAGED, Journal
+from agentd.groups.journal import DAMAGED, Journal, open_for_reading
 from agentd.groups.records import EventRow, GroupRow, HubRow, RunRow
 
 SPEC = RunSpec(run_id="job", roles=(RoleSpec(command=Command(entrypoint="/x.py")),))
@@ -63,12 +64,14 @@ async def start_again(path: Path) -> Journal:
     try:
         archive = Archive(path, "n")
         try:
-            events = (await archive.events(EventsRequest())).events
-            ended = (await archive.ended_runs(0, "")).runs
+            page = await archive.events(EventsRequest())
+            ended = await archive.ended_runs(0, "")
         finally:
             archive.close()
-        assert GOOD in {event.incarnation for event in events}
-        assert GOOD in {run.incarnation for run in ended}
+        assert GOOD in {event.incarnation for event in page.events}
+        assert GOOD in {run.incarnation for run in ended.runs}
+        historywire.events_page_to_message(page)
+        historywire.ended_runs_to_message(ended)
         assert await journal.write(*records(3))
     finally:
         await journal.close()
@@ -101,7 +104,13 @@ def test_garbage_in_rows_never_stops_a_start_and_costs_no_other_row(data: st.Dat
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=600)), min_size=1, max_size=6))
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=600)),
+        min_size=1,
+        max_size=6,
+    )
+)
 def test_bytes_flipped_anywhere_never_stop_a_start(flips: list[tuple[float, bytes]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "agentd.db")
@@ -120,12 +129,6 @@ def test_bytes_flipped_anywhere_never_stop_a_start(flips: list[tuple[float, byte
                 assert await journal.write(*records(3))
             finally:
                 await journal.close()
-            assert 3 in {row.incarnation for row in await_remembered(path)}
+            assert 3 in {row.incarnation for row in open_for_reading(path).runs}
 
         asyncio.run(start())
-
-
-def await_remembered(path: Path) -> tuple[RunRow, ...]:
-    from agentd.groups.journal import open_for_reading
-
-    return open_for_reading(path).runs

@@ -134,8 +134,10 @@ async def test_live_runs_stay_whatever_they_take_and_it_is_said_once(
 
 async def test_a_run_that_cannot_be_read_is_not_judged(tmp_path: Path, journal: Journal) -> None:
     unread = await add(tmp_path, journal, "job", 1, days=30)
+    await add(tmp_path, journal, "job", 2, days=30)
     with contextlib.closing(sqlite3.connect(tmp_path / "agentd.db")) as db, db:
-        db.execute("UPDATE runs SET status = x'ffff'")
+        db.execute("UPDATE runs SET status = x'ffff' WHERE incarnation = 1")
+        db.execute("UPDATE runs SET ended_at = 'long ago' WHERE incarnation = 2")
     with kept(tmp_path, journal, Policy(age=0, size=0)) as (retention, runs):
         await retention.step()
     assert unread.exists()
