@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -470,12 +471,21 @@ class Registry:
         left = await self._in_thread(lambda: look_back(self._journal.remembered))
         for former in left.ended:
             self._show_ended(former.row, former.row.status, former.logs)
+            await self._be_tombstone(former)
         for former in left.live:
             try:
                 await self._rejoin(former)
             except AgentError as error:
                 await self._in_thread(former.end)
                 self._lose(former, f"{former.what_happened}, and it cannot go on here: {error}")
+
+    async def _be_tombstone(self, former: FormerRun) -> None:
+        """Tell members that were away how the run ended, if its hub was here."""
+        row = former.row
+        if not row.hub_address and former.hub_record:
+            with contextlib.suppress(AgentError):
+                address = await self._advertise("")
+                self._rendezvous.create(row.spec, row.incarnation, address, former.hub_record)
 
     async def _rejoin(self, former: FormerRun) -> None:
         row = former.row
