@@ -26,6 +26,8 @@ class EventKind(str, enum.Enum):
     PHASE = "phase"
     """A worker group is in another phase."""
     HOST_STARTED = "host_started"
+    HOST_MET = "host_met"
+    """A host that went on without agentd has dialled in again."""
     HOST_ENDED = "host_ended"
     ROUND_FORMED = "round_formed"
     """The group has a place in a round."""

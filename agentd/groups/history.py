@@ -48,10 +48,10 @@ def of_group(
     )
 
 
-def run_started(status: RunStatus, node_id: str, now: float) -> EventRow:
-    """The node takes its part in a run."""
-    hub = "this node is its hub" if status.hub_address == "" else f"its hub is {status.hub_address}"
-    return _of_run(EventKind.RUN_STARTED, status, f"node {node_id} takes part; {hub}", now)
+def run_started(status: RunStatus, hub_address: str, now: float) -> EventRow:
+    """The node takes its part in a run. `hub_address` is empty if the hub is here."""
+    hub = f"its hub is {hub_address}" if hub_address else "this node is its hub"
+    return _of_run(EventKind.RUN_STARTED, status, hub, now)
 
 
 def run_ended(status: RunStatus, now: float) -> EventRow:
@@ -76,6 +76,20 @@ def signal_sent(status: RunStatus, signum: int, ranks: tuple[int, ...], caller: 
     named = ", ".join(map(str, ranks)) or "none"
     detail = f"{signal_name(signum)} to ranks {named}, asked from {caller or 'here'}"
     return _of_run(EventKind.SIGNAL_SENT, status, detail, now)
+
+
+def host_met(spec: HostSpec, state: GroupState, now: float) -> EventRow:
+    """The host has dialled in again: it and its workers went on meanwhile."""
+    return EventRow(
+        time=now,
+        kind=EventKind.HOST_MET.value,
+        run_id=spec.run_id,
+        incarnation=spec.incarnation,
+        role=spec.role,
+        phase=state.phase,
+        round=state.round,
+        detail=f"pid {state.host_pid}",
+    )
 
 
 def group_lost(run: RunRow, role: str, reason: str, now: float) -> EventRow:

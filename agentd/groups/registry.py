@@ -394,7 +394,7 @@ class Registry:
             raise
         self._ended.pop(run.part.key, None)
         self._live[run.part.key] = run
-        self._journal.post(history.run_started(run.status, self._node_id, time.time()))
+        self._journal.post(history.run_started(run.status, run.part.hub_address, time.time()))
         run.start()
         _log.info("run begins here", extra={"run_id": spec.run_id, "incarnation": run.part.incarnation})
         return self._board.get(*run.part.key)

@@ -196,6 +196,7 @@ class Supervisor:
 
     def on_host_met(self) -> None:
         """It is connected again."""
+        self._shared.journal.post(history.host_met(self._spec, self._state, time.time()))
         self.post(ev.HostMet())
 
     def on_host_exit(self, reason: str) -> None:

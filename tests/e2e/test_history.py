@@ -189,3 +189,26 @@ def test_an_old_run_is_gone_with_its_logs_after_the_next_start(tmp_path: Path) -
         shown = agentctl("ps", "--all", "--nodes", node.target)
     assert (node.state_dir / "runs" / "new").exists()
     assert [line.split()[0] for line in shown.stdout.splitlines()] == ["RUN", "new"]
+
+
+def test_a_run_that_outlived_its_agentd_is_told_whole_and_nothing_twice(tmp_path: Path) -> None:
+    script, end = write_script(
+        tmp_path / "s.py", "import pathlib, sys, time",
+        "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.02)",
+    ), tmp_path / "end"  # fmt: skip
+    with fleet(tmp_path, "a") as nodes:
+        start = ["run", "-d", "--nodes", nodes.targets(), "--run-id", "r", "--nproc-per-node", "2"]
+        assert agentctl(*start, str(script), str(end)).returncode == 0
+        wait_until(lambda: "workers_started" in kinds(told(nodes.targets(), "r")), 30)
+        before = told(nodes.targets(), "r")
+        nodes["a"].kill()
+        nodes.again("a")
+        wait_until(lambda: "host_met" in kinds(told(nodes.targets(), "r")), 30)
+        end.touch()
+        wait_until(lambda: "run_ended" in kinds(told(nodes.targets(), "r")), 30)
+        events = told(nodes.targets(), "r")
+    assert events[: len(before)] == before
+    later = kinds(events[len(before) :])
+    assert is_in_order(["agentd_started", "host_met", "worker_ended", "run_ended"], later)
+    counts = {kind: kinds(events).count(kind) for kind in ("run_started", "workers_started", "worker_ended")}
+    assert counts == {"run_started": 1, "workers_started": 1, "worker_ended": 2}

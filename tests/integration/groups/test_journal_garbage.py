@@ -121,7 +121,7 @@ def test_bytes_flipped_anywhere_never_stop_a_start(flips: list[tuple[float, byte
             content[start : start + len(what)] = what[: len(content) - start]
         path.write_bytes(content)
 
-        async def start() -> None:
+        async def begun() -> None:
             journal = Journal(path)
             await journal.start()
             try:
@@ -131,4 +131,4 @@ def test_bytes_flipped_anywhere_never_stop_a_start(flips: list[tuple[float, byte
                 await journal.close()
             assert 3 in {row.incarnation for row in open_for_reading(path).runs}
 
-        asyncio.run(start())
+        asyncio.run(begun())
