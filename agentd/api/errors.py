@@ -326,6 +326,20 @@ class NotRunning(AgentError):
         )
 
 
+class HandoverRefused(AgentError):
+    """The workers of this agentd end with it: there is nothing to hand over."""
+
+    reason = "HANDOVER_REFUSED"
+    code = Code.FAILED_PRECONDITION
+
+    def __init__(self, node: str, mode: str) -> None:
+        super().__init__(
+            f"agentd of node {node} has host_mode {mode}: its workers end with it. Stop it with SIGTERM, or "
+            "start it with host_mode keep.",
+            {"node": node, "mode": mode},
+        )
+
+
 ERRORS: Mapping[str, type[AgentError]] = {
     cls.reason: cls
     for cls in (
@@ -350,6 +364,7 @@ ERRORS: Mapping[str, type[AgentError]] = {
         LimitExceeded,
         AddressUnusable,
         NotRunning,
+        HandoverRefused,
     )
 }
 """Every error by the reason it has on the wire."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from agentd.config import Config
 from agentd.core.retention import Policy
 from agentd.daemon.advertise import AdvertisedAddress
 from agentd.daemon.exits import StateDirUnusable
+from agentd.daemon.handover import Handover
 from agentd.daemon.health import HealthKeeper
 from agentd.daemon.node import NodeReporter
 from agentd.daemon.rendezvous import NodeRendezvous
@@ -52,8 +53,13 @@ class Parts:
 
 
 @asynccontextmanager
-async def opened(config: Config, bound: Sequence[Target], server: grpc.aio.Server) -> AsyncIterator[Parts]:
-    """Everything behind the server, with its services added to it. Raises `StartFailed`."""
+async def opened(
+    config: Config, bound: Sequence[Target], server: grpc.aio.Server, hand_over: Callable[[], object]
+) -> AsyncIterator[Parts]:
+    """Everything behind the server, with its services added to it. Raises `StartFailed`.
+
+    `hand_over` is called when a caller asks for it.
+    """
     async with AsyncExitStack() as stack:
         journal = await _journal(config, stack)
         advertised = AdvertisedAddress(config.advertise_addr, bound)
@@ -82,9 +88,10 @@ async def opened(config: Config, bound: Sequence[Target], server: grpc.aio.Serve
             listening=bound,
             advertised_address=advertised.default,
         )
+        handover = Handover(config.node_id, config.host_mode, hand_over)
         add_services(
             server,
-            agent=AgentServicer(registry, logs, node, archive, streams),
+            agent=AgentServicer(registry, logs, node, archive, handover, streams),
             rendezvous=RendezvousServicer(hub),
             health=HealthServicer(book, streams, config.node_id),
         )

@@ -54,10 +54,14 @@ class Wishes:
             self.leave_now.set()
         self._ask(signum.name)
 
-    def _on_handover(self) -> None:
+    def ask_handover(self, reason: str = "a caller asks for a handover") -> None:
+        """Leave the groups to the next agentd, unless this one goes away already."""
         if not self.leave.is_set():
             self.hand_over = True
-            self._ask(signal.SIGUSR2.name)
+            self._ask(reason)
+
+    def _on_handover(self) -> None:
+        self.ask_handover(signal.SIGUSR2.name)
 
     def _on_hangup(self) -> None:
         log.info("hangup ignored", extra={"signal": "SIGHUP"})

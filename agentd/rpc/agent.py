@@ -11,7 +11,7 @@ from agentd.api import convert, historywire
 from agentd.api.errors import InvalidSpec
 from agentd.api.types import LogChunk, RunStatus, StreamEnd
 from agentd.rpc.paging import page
-from agentd.rpc.ports import History, Logs, Node, Runs
+from agentd.rpc.ports import Handover, History, Logs, Node, Runs
 from agentd.rpc.streams import OpenStreams, paced
 from agentd.v1 import agent_service_pb2 as pb
 from agentd.v1 import run_pb2
@@ -29,11 +29,14 @@ Context = Any
 class AgentServicer(AgentServiceServicer):
     """What one agentd does for its callers."""
 
-    def __init__(self, runs: Runs, logs: Logs, node: Node, history: History, streams: OpenStreams) -> None:
+    def __init__(
+        self, runs: Runs, logs: Logs, node: Node, history: History, handover: Handover, streams: OpenStreams
+    ) -> None:
         self._runs = runs
         self._logs = logs
         self._node = node
         self._history = history
+        self._handover = handover
         self._streams = streams
         self._messages = _Messages()
 
@@ -101,6 +104,9 @@ class AgentServicer(AgentServiceServicer):
     ) -> pb.ListEndedRunsResponse:
         page = await self._history.ended_runs(request.page_size, request.page_token)
         return historywire.ended_runs_to_message(page)
+
+    async def Handover(self, request: pb.HandoverRequest, context: Context) -> pb.HandoverResponse:
+        return pb.HandoverResponse(pid=self._handover.ask(request.pid))
 
 
 class _Messages:

@@ -47,6 +47,12 @@ class History(Protocol):
     async def ended_runs(self, page_size: int, page_token: str) -> EndedRunsPage: ...
 
 
+class Handover(Protocol):
+    """The end of this agentd, but not of what it started."""
+
+    def ask(self, pid: int) -> int: ...
+
+
 class Logs(Protocol):
     """Worker output of this node."""
 

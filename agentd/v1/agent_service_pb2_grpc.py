@@ -59,6 +59,11 @@ class AgentServiceStub(object):
                 request_serializer=agentd_dot_v1_dot_agent__service__pb2.ListEndedRunsRequest.SerializeToString,
                 response_deserializer=agentd_dot_v1_dot_agent__service__pb2.ListEndedRunsResponse.FromString,
                 )
+        self.Handover = channel.unary_unary(
+                '/agentd.v1.AgentService/Handover',
+                request_serializer=agentd_dot_v1_dot_agent__service__pb2.HandoverRequest.SerializeToString,
+                response_deserializer=agentd_dot_v1_dot_agent__service__pb2.HandoverResponse.FromString,
+                )
 
 
 class AgentServiceServicer(object):
@@ -129,6 +134,14 @@ class AgentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Handover(self, request, context):
+        """Ends agentd and leaves hosts and workers to the next one on its state
+        directory. Answers before it ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -176,6 +189,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ListEndedRuns,
                     request_deserializer=agentd_dot_v1_dot_agent__service__pb2.ListEndedRunsRequest.FromString,
                     response_serializer=agentd_dot_v1_dot_agent__service__pb2.ListEndedRunsResponse.SerializeToString,
+            ),
+            'Handover': grpc.unary_unary_rpc_method_handler(
+                    servicer.Handover,
+                    request_deserializer=agentd_dot_v1_dot_agent__service__pb2.HandoverRequest.FromString,
+                    response_serializer=agentd_dot_v1_dot_agent__service__pb2.HandoverResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -337,5 +355,22 @@ class AgentService(object):
         return grpc.experimental.unary_unary(request, target, '/agentd.v1.AgentService/ListEndedRuns',
             agentd_dot_v1_dot_agent__service__pb2.ListEndedRunsRequest.SerializeToString,
             agentd_dot_v1_dot_agent__service__pb2.ListEndedRunsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Handover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/agentd.v1.AgentService/Handover',
+            agentd_dot_v1_dot_agent__service__pb2.HandoverRequest.SerializeToString,
+            agentd_dot_v1_dot_agent__service__pb2.HandoverResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -79,6 +79,14 @@ class AgentServiceStub:
     ]
     """Runs that have ended, from the journal, as long as it keeps them."""
 
+    Handover: grpc.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.HandoverRequest,
+        agentd.v1.agent_service_pb2.HandoverResponse,
+    ]
+    """Ends agentd and leaves hosts and workers to the next one on its state
+    directory. Answers before it ends.
+    """
+
 class AgentServiceAsyncStub:
     Run: grpc.aio.UnaryUnaryMultiCallable[
         agentd.v1.agent_service_pb2.RunRequest,
@@ -137,6 +145,14 @@ class AgentServiceAsyncStub:
         agentd.v1.agent_service_pb2.ListEndedRunsResponse,
     ]
     """Runs that have ended, from the journal, as long as it keeps them."""
+
+    Handover: grpc.aio.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.HandoverRequest,
+        agentd.v1.agent_service_pb2.HandoverResponse,
+    ]
+    """Ends agentd and leaves hosts and workers to the next one on its state
+    directory. Answers before it ends.
+    """
 
 class AgentServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -214,5 +230,15 @@ class AgentServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[agentd.v1.agent_service_pb2.ListEndedRunsResponse, collections.abc.Awaitable[agentd.v1.agent_service_pb2.ListEndedRunsResponse]]:
         """Runs that have ended, from the journal, as long as it keeps them."""
+
+    @abc.abstractmethod
+    def Handover(
+        self,
+        request: agentd.v1.agent_service_pb2.HandoverRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[agentd.v1.agent_service_pb2.HandoverResponse, collections.abc.Awaitable[agentd.v1.agent_service_pb2.HandoverResponse]]:
+        """Ends agentd and leaves hosts and workers to the next one on its state
+        directory. Answers before it ends.
+        """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

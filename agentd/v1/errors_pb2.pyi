@@ -87,6 +87,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """FAILED_PRECONDITION. No workers run now, or none of these ranks: "run_id",
     "phase", and "ranks" if some were named.
     """
+    ERROR_REASON_HANDOVER_REFUSED: _ErrorReason.ValueType  # 22
+    """FAILED_PRECONDITION. Its workers end with this agentd: "node", "mode"."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper): ...
 
@@ -151,4 +153,6 @@ ERROR_REASON_NOT_RUNNING: ErrorReason.ValueType  # 21
 """FAILED_PRECONDITION. No workers run now, or none of these ranks: "run_id",
 "phase", and "ranks" if some were named.
 """
+ERROR_REASON_HANDOVER_REFUSED: ErrorReason.ValueType  # 22
+"""FAILED_PRECONDITION. Its workers end with this agentd: "node", "mode"."""
 global___ErrorReason = ErrorReason

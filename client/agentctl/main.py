@@ -35,6 +35,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "join": "change",
         "leave": "change",
         "nodes": "nodes",
+        "handover": "handover",
         "health": "health",
         "version": "version",
         "completion": "completion",

@@ -111,6 +111,14 @@ class AgentClient(_Closing):
         """Who the node is and how it is."""
         return self._driver.run(self._plans.get_node())
 
+    def handover(self, pid: int) -> int:
+        """End the agentd of this pid (see `get_node`), and leave hosts and workers to the next one.
+
+        Gives the pid that answered: another one means that a next agentd is there. Raises `HandoverRefused`
+        where workers end with their agentd.
+        """
+        return self._driver.run(self._plans.handover(pid))
+
     def list_events(
         self, run_id: str = "", *, incarnation: int = 0, after_id: int = 0, tail: int = 0
     ) -> tuple[Event, ...]:

@@ -101,6 +101,9 @@ class AgentPlans:
     def get_node(self) -> Plan[NodeInfo]:
         return calls.get_node(self.node.target, self.timeout_s)
 
+    def handover(self, pid: int) -> Plan[int]:
+        return calls.handover(self.node.target, pid, self.timeout_s)
+
     def list_events(self, request: EventsRequest) -> Plan[tuple[Event, ...]]:
         return history.list_events(self.node.target, request, self.timeout_s)
 

@@ -325,13 +325,19 @@ def test_a_run_without_rejoin_is_lost_with_a_reboot_and_says_so(tmp_path: Path) 
         assert agentctl("stop", "r", "--wait", "--nodes", nodes["a"].target).returncode == 0
 
 
+@pytest.mark.parametrize("asked", ["by signal", "by agentctl"])
 @pytest.mark.parametrize("name", ["b", "a"], ids=["a member's", "the hub's"])
-def test_a_handover_ends_agentd_well_and_nothing_else(tmp_path: Path, name: str) -> None:
+def test_a_handover_ends_agentd_well_and_nothing_else(tmp_path: Path, name: str, asked: str) -> None:
     folder = tmp_path / "out"
     with fleet(tmp_path, "a", "b") as nodes:
         begin(nodes, folder)
         before, began = processes(nodes), starts(folder)
-        nodes[name].process.send_signal(signal.SIGUSR2)
+        if asked == "by signal":
+            nodes[name].process.send_signal(signal.SIGUSR2)
+        else:
+            done = agentctl("handover", nodes[name].target)
+            assert done.returncode == 0, done.stderr
+            assert f"(pid {nodes[name].pid}) ends" in done.stderr
         assert nodes[name].process.wait(PATIENCE_S) == 0
         nodes.again(name)
         wait_until(lambda: attached(nodes), PATIENCE_S)
@@ -339,12 +345,16 @@ def test_a_handover_ends_agentd_well_and_nothing_else(tmp_path: Path, name: str)
         stopped(nodes, [process.pid for process in before])
 
 
-def test_a_handover_in_mode_stop_is_a_drain(tmp_path: Path) -> None:
+def test_a_handover_in_mode_stop_is_refused_and_the_signal_a_drain(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with fleet(tmp_path) as nodes:
         nodes.start("a", "--host-mode", "stop")
         begin(nodes, folder)
         before = processes(nodes)
+        refused = agentctl("handover", nodes["a"].target)
+        assert refused.returncode != 0
+        assert "its workers end with it" in refused.stderr
+        assert processes(nodes) == before
         nodes["a"].process.send_signal(signal.SIGUSR2)
         assert nodes["a"].process.wait(PATIENCE_S) == 0
         assert all(is_gone(process.pid) for process in before)

@@ -232,6 +232,10 @@ class AgentServicer(_AgentBase):
         self._script.enter("GetNode", request, context)
         return convert.node_info_to_message(self._script.info())
 
+    def Handover(self, request: service.HandoverRequest, context: Any) -> service.HandoverResponse:
+        self._script.enter("Handover", request, context)
+        return service.HandoverResponse(pid=self._script.info().pid)
+
     def ListEvents(self, request: service.ListEventsRequest, context: Any) -> service.ListEventsResponse:
         self._script.enter("ListEvents", request, context)
         try:

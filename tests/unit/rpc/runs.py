@@ -117,6 +117,13 @@ class OneNode:
         return NodeInfo(node_id="n", cpus=2)
 
 
+class NoHandover:
+    """Of an agentd that stays."""
+
+    def ask(self, pid: int) -> int:
+        return pid + 1
+
+
 class OneEvent:
     """A history of one event."""
 
