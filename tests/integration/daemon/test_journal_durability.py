@@ -19,7 +19,7 @@ from agentd.api.errors import AgentError, JournalUnavailable
 from agentd.api.types import Command, RoleSpec, RunRequest, RunSpec
 from agentd.groups.journal import BEHIND, open_for_reading
 from agentd_client import AgentClient
-from tests.support.fleet import Node, agentd
+from tests.support.fleet import BIN, Node, agentd
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -39,6 +39,17 @@ def is_refused(client: AgentClient) -> bool:
     except JournalUnavailable:
         return True
     return False
+
+
+def test_reap_says_that_a_journal_tells_nothing(tmp_path: Path) -> None:
+    (tmp_path / "agentd.db").write_bytes(b"garbage " * 1000)
+    done = subprocess.run(
+        [str(BIN / "agentd"), "reap", "--state-dir", str(tmp_path)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 5
+    assert "not a database" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 class Callers:
