@@ -46,6 +46,18 @@ _HELP: Mapping[str, tuple[str, str]] = {
         "SECONDS",
         "The most time workers get to stop when agentd drains. Default: each run's own stop grace.",
     ),
+    "retention.age": (
+        "TIME",
+        "How long an ended run and its logs are kept: seconds, or as 12h, 14d. Default: 14d.",
+    ),
+    "retention.size": (
+        "SIZE",
+        "What all runs may take in the state directory, as 500MiB; ended ones go first. Default: 10GiB.",
+    ),
+    "host_mode": (
+        "keep|stop",
+        "What workers do when agentd dies: go on for the next agentd, or stop. Default: keep.",
+    ),
     "insecure": ("", "Serve beyond loopback although nobody is asked who they are."),
 }
 

@@ -539,6 +539,7 @@ def node_info_to_message(info: types.NodeInfo) -> service.GetNodeResponse:
     message = service.GetNodeResponse(
         listen_addresses=info.listen_addresses,
         conditions=info.conditions,
+        condition_details=info.condition_details,
         started_at=timestamp_to_message(info.started_at),
         groups=[
             service.GroupRef(
@@ -557,6 +558,7 @@ def node_info_from_message(message: service.GetNodeResponse) -> types.NodeInfo:
     return types.NodeInfo(
         listen_addresses=tuple(message.listen_addresses),
         conditions=tuple(message.conditions),
+        condition_details=dict(message.condition_details),
         started_at=timestamp_from_message(message.started_at),
         groups=tuple(
             types.GroupRef(

@@ -218,14 +218,14 @@ class HubUnreachable(AgentError):
 
 
 class JournalUnavailable(AgentError):
-    """The journal cannot be written, so nothing new is promised."""
+    """The journal cannot be written, so nothing new is promised; or it cannot be read now."""
 
     reason = "JOURNAL_UNAVAILABLE"
     code = Code.UNAVAILABLE
 
     def __init__(self, problem: str) -> None:
         super().__init__(
-            f"the journal cannot be written: {problem}. Make room in the state directory, then try again.",
+            f"the journal cannot be used: {problem}. Look at its disk, then try again.",
             {"problem": problem},
         )
 
@@ -337,6 +337,20 @@ class NotRunning(AgentError):
         )
 
 
+class HandoverRefused(AgentError):
+    """The workers of this agentd end with it: there is nothing to hand over."""
+
+    reason = "HANDOVER_REFUSED"
+    code = Code.FAILED_PRECONDITION
+
+    def __init__(self, node: str, mode: str) -> None:
+        super().__init__(
+            f"agentd of node {node} has host_mode {mode}: its workers end with it. Stop it with SIGTERM, or "
+            "start it with host_mode keep.",
+            {"node": node, "mode": mode},
+        )
+
+
 ERRORS: Mapping[str, type[AgentError]] = {
     cls.reason: cls
     for cls in (
@@ -361,6 +375,7 @@ ERRORS: Mapping[str, type[AgentError]] = {
         LimitExceeded,
         AddressUnusable,
         NotRunning,
+        HandoverRefused,
     )
 }
 """Every error by the reason it has on the wire."""

@@ -334,5 +334,7 @@ class NodeInfo:
     draining: bool = False
     groups: tuple[GroupRef, ...] = ()
     conditions: tuple[str, ...] = ()
+    condition_details: Mapping[str, str] = field(default_factory=dict)
+    """For people: what a condition is about, by its name."""
     agentd_resident_bytes: int = 0
     hostname: str = ""

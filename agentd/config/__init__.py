@@ -1,7 +1,7 @@
 """What agentd was told: one frozen tree, read from flags, environment, file and defaults, in that order."""
 
 from agentd.config.load import ConfigError, Loaded, load
-from agentd.config.model import Config, DrainConfig, LogConfig, LogFormat, LogLevel
+from agentd.config.model import Config, DrainConfig, LogConfig, LogFormat, LogLevel, RetentionConfig
 
 __all__ = [
     "Config",
@@ -11,5 +11,6 @@ __all__ = [
     "LogConfig",
     "LogFormat",
     "LogLevel",
+    "RetentionConfig",
     "load",
 ]

@@ -31,6 +31,18 @@ class LogLevel(str, enum.Enum):
         return self.value
 
 
+class HostMode(str, enum.Enum):
+    """What hosts do when their agentd is gone without having stopped them."""
+
+    KEEP = "keep"
+    """They and their workers go on; the next agentd of the state directory takes them over."""
+    STOP = "stop"
+    """They stop their workers with the grace, and end."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """What agentd says about itself, on standard error."""
@@ -45,6 +57,16 @@ class DrainConfig:
 
     grace: float | None = None
     """Most seconds from SIGTERM to SIGKILL for workers when agentd drains. None: each run's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionConfig:
+    """What is kept of runs that have ended."""
+
+    age: float = 14 * 86400.0
+    """Seconds after its end in which a run is kept."""
+    size: int = 10 << 30
+    """Bytes that the runs of the state directory may take together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +85,11 @@ class Config:
     """Gets the bound addresses, one on a line, once agentd serves."""
     insecure: bool = False
     """Allows addresses beyond loopback although nobody is asked who they are."""
+    host_mode: HostMode = HostMode.KEEP
+    """What becomes of workers when agentd dies."""
     log: LogConfig = LogConfig()
     drain: DrainConfig = DrainConfig()
+    retention: RetentionConfig = RetentionConfig()
 
 
 SYSTEM_STATE_DIR = "/var/lib/agentd"

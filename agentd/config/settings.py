@@ -13,9 +13,11 @@ from typing import TypeVar
 from agentd.api.errors import InvalidSpec
 from agentd.api.targets import parse_target
 from agentd.api.types import NAME
-from agentd.config.model import LogFormat, LogLevel
+from agentd.config.model import HostMode, LogFormat, LogLevel
 
 E = TypeVar("E", bound=enum.Enum)
+
+_MOST = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,38 @@ def _seconds(value: object) -> float | None:
     return seconds
 
 
+_UNITS_OF_TIME = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_UNITS_OF_SIZE = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+def _age(value: object) -> float:
+    """Seconds, or a number with a unit."""
+    seconds = _scaled(value, _UNITS_OF_TIME)
+    if seconds is None:
+        raise ValueError(f"{value!r} is not a length of time: seconds, or a number with s, m, h or d")
+    return seconds
+
+
+def _size(value: object) -> int:
+    """Bytes, or a number with a unit."""
+    size = _scaled(value, _UNITS_OF_SIZE)
+    if size is None:
+        raise ValueError(f"{value!r} is not a size: bytes, or a number with KiB, MiB, GiB or TiB")
+    return int(size)
+
+
+def _scaled(value: object, units: Mapping[str, int]) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    text = str(value).strip()
+    unit = next((name for name in units if text.endswith(name)), "")
+    try:
+        number = float(text.removesuffix(unit)) * units.get(unit, 1)
+    except ValueError:
+        return None
+    return number if 0 <= number < _MOST else None
+
+
 def _one_of(kind: type[E]) -> Callable[[object], E]:
     def read(value: object) -> E:
         try:
@@ -139,8 +173,11 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("advertise_addr", "AGENTD_ADVERTISE_ADDR", "--advertise-addr", _advertised),
         Setting("port_file", "AGENTD_PORT_FILE", "--port-file", _optional_path),
         Setting("insecure", "AGENTD_INSECURE", "--insecure", _flag),
+        Setting("host_mode", "AGENTD_HOST_MODE", "--host-mode", _one_of(HostMode)),
         Setting("log.format", "AGENTD_LOG_FORMAT", "--log-format", _one_of(LogFormat)),
         Setting("log.level", "AGENTD_LOG_LEVEL", "--log-level", _one_of(LogLevel)),
         Setting("drain.grace", "AGENTD_DRAIN_GRACE", "--drain-grace", _seconds),
+        Setting("retention.age", "AGENTD_RETENTION_AGE", "--retention-age", _age),
+        Setting("retention.size", "AGENTD_RETENTION_SIZE", "--retention-size", _size),
     )
 }

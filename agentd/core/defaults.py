@@ -13,6 +13,9 @@ HEARTBEAT: Final = 1.0
 LEASE: Final = 5.0
 """Silence after which a node is lost."""
 
+REATTACH_WINDOW: Final = 60.0
+"""How long a node whose stream broke keeps its place, its workers going on meanwhile."""
+
 JOIN_TIMEOUT: Final = 600.0
 """How long a run waits for its smallest round."""
 

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from agentd.api.types import TERMINAL, Failure, GroupStatus, Phase, WorkerState, WorkerStatus
 from agentd.core import defaults
+from agentd.core.assignment import Assignment
 from agentd.core.group_events import (
     Begin,
     Effect,
@@ -21,6 +22,7 @@ from agentd.core.group_events import (
     GroupEvent,
     HostDied,
     HostEnding,
+    HostMet,
     HostReady,
     HostSpawned,
     HubDone,
@@ -30,6 +32,7 @@ from agentd.core.group_events import (
     HubReady,
     MadeSpare,
     Placed,
+    Resumed,
     RoundStopped,
     SendFinish,
     SendPlacement,
@@ -52,6 +55,7 @@ STOP_MARGIN = defaults.KILL_WAIT + 1.0
 A stuck host must be ended before its hub gives the group up, a lease after that verdict: else workers of two
 rounds live at once.
 """
+LOST_MEANWHILE = "the host was lost while the round formed"
 MAX_HOST_LOSSES = 3
 """Hosts lost in a row, without one that started its workers, until the group gives up."""
 
@@ -89,6 +93,8 @@ class GroupState:
     unhealthy: bool = False
     host: HostState = HostState.NONE
     host_pid: int = 0
+    host_heard: bool = False
+    """Whether the host of now has ever reported."""
     round: int = 0
     """The newest round the group had a place in."""
     gone_round: int = 0
@@ -97,6 +103,13 @@ class GroupState:
     """The newest round the hub wants stopped."""
     group_rank: int | None = None
     awaiting_place: bool = False
+    offered_port: int = 0
+    """What the hub was told with the last wish for a place."""
+    placement: Assignment | None = None
+    """Sent to the host, which has not said yet that the workers run."""
+    failed: WorkersFailed | None = None
+    """What the hub was told of the round, and when."""
+    failed_at: float = 0.0
     workers: tuple[WorkerStatus, ...] = ()
     failures: tuple[Failure, ...] = ()
     reason: str = ""
@@ -150,7 +163,11 @@ def _host_ready(state: GroupState, event: HostReady, _now: float) -> Step:
     state = _moved(state, Event.READY)
     return replace(
         state,
+        host_heard=True,
         awaiting_place=True,
+        offered_port=event.master_port,
+        placement=None,
+        failed=None,
         gone_round=state.round,
         group_rank=None,
         overdue_at=None,
@@ -159,7 +176,7 @@ def _host_ready(state: GroupState, event: HostReady, _now: float) -> Step:
     ), (tell,)
 
 
-def _placed(state: GroupState, event: Placed, _now: float) -> Step:
+def _placed(state: GroupState, event: Placed, now: float) -> Step:
     placement = event.placement
     if state.ending or placement.round <= state.round:
         return state, ()
@@ -173,9 +190,8 @@ def _placed(state: GroupState, event: Placed, _now: float) -> Step:
     )
     if not could_start:
         # Its host died while the round formed: the round cannot start here.
-        reason = "the host was lost while the round formed"
-        return state, (HubFailed(placement.round, (), (), reason),)
-    return state, (SendPlacement(placement),)
+        return _tell_failed(state, WorkersFailed(placement.round, reason=LOST_MEANWHILE), now)
+    return replace(state, placement=placement), (SendPlacement(placement),)
 
 
 def _made_spare(state: GroupState, event: MadeSpare, _now: float) -> Step:
@@ -185,9 +201,12 @@ def _made_spare(state: GroupState, event: MadeSpare, _now: float) -> Step:
 
 
 def _workers_started(state: GroupState, event: WorkersStarted, _now: float) -> Step:
-    if event.round != state.round or state.host is not HostState.LIVE:
+    if event.round < state.round or state.host is not HostState.LIVE:
         return state, ()
-    state = _moved(state, Event.STARTED)
+    if event.round > state.round:
+        # An earlier agentd gave the place and died before that was written down.
+        state = replace(_moved(state, Event.PLACED), round=event.round, awaiting_place=False)
+    state = replace(_moved(state, Event.STARTED), placement=None)
     # The reason of a stop that overtook the start is worth more than none.
     reason = "" if state.phase is Phase.RUNNING else state.reason
     return replace(state, workers=event.workers, host_losses=0, reason=reason), ()
@@ -203,7 +222,7 @@ def _worker_exited(state: GroupState, event: WorkerExited, _now: float) -> Step:
     return replace(state, workers=workers), ()
 
 
-def _workers_failed(state: GroupState, event: WorkersFailed, _now: float) -> Step:
+def _workers_failed(state: GroupState, event: WorkersFailed, now: float) -> Step:
     if event.round != state.round or state.round <= state.gone_round:
         return state, ()
     reason = event.reason or _failure_sentence(event.failures)
@@ -211,7 +230,7 @@ def _workers_failed(state: GroupState, event: WorkersFailed, _now: float) -> Ste
     if not state.ending:
         state = replace(state, reason=reason)
     # Told to the hub also while stopping: the first failure of the run may be this one.
-    return state, (HubFailed(event.round, event.failures, event.ages, event.reason),)
+    return _tell_failed(state, event, now)
 
 
 def _workers_done(state: GroupState, event: WorkersDone, _now: float) -> Step:
@@ -233,13 +252,18 @@ def _host_ending(state: GroupState, event: HostEnding, _now: float) -> Step:
     return replace(state, last_words=event.reason), ()
 
 
-def _host_died(state: GroupState, event: HostDied, _now: float) -> Step:
+def _host_died(state: GroupState, event: HostDied, now: float) -> Step:
     if state.host in (HostState.NONE, HostState.SWEEPING):
         return state, ()
     expected = state.host is HostState.LEAVING or state.ending is not None
     being_stopped = state.stopped_round >= state.round > state.gone_round
     state = replace(
-        state, host=HostState.SWEEPING, host_pid=0, awaiting_place=False, workers=_all_ended(state.workers)
+        state,
+        host=HostState.SWEEPING,
+        host_pid=0,
+        awaiting_place=False,
+        placement=None,
+        workers=_all_ended(state.workers),
     )
     if expected:
         return state, (Sweep(),)
@@ -248,7 +272,38 @@ def _host_died(state: GroupState, event: HostDied, _now: float) -> Step:
     if being_stopped:
         # What ended the round has been counted; its workers are gone all the sooner.
         return state, (Sweep(),)
-    return state, (HubFailed(state.round, (), (), reason), Sweep())
+    state, told = _tell_failed(state, WorkersFailed(state.round, reason=reason), now)
+    return state, (*told, Sweep())
+
+
+def _resumed(state: GroupState, _event: Resumed, now: float) -> Step:
+    """Say again what the hub may not have heard, and go on with what was under way."""
+    again: list[Effect] = []
+    if state.awaiting_place:
+        port = state.offered_port
+        again.append(HubGone(state.round, port) if state.round else HubReady(port))
+    if state.failed is not None:
+        again += _tell_failed(state, state.failed, now)[1]
+    if state.host is HostState.SWEEPING:
+        again.append(Sweep())
+    if state.host is not HostState.NONE:
+        return state, tuple(again)
+    if state.ending:
+        return _end(state, state.ending.phase, state.ending.reason)
+    state, started = _host_again(state)
+    return state, (*again, *started)
+
+
+def _host_met(state: GroupState, _event: HostMet, now: float) -> Step:
+    """Tell it again; a host that knows already does nothing."""
+    if state.host is not HostState.LIVE:
+        return state, ()
+    if state.ending:
+        left = max(0.0, state.ending.kill_at - now)
+        return state, (SendFinish(state.ending.phase, state.ending.reason, left),)
+    if state.stopped_round >= state.round > state.gone_round:
+        return state, (SendStopRound(state.round, state.reason),)
+    return state, (SendPlacement(state.placement),) if state.placement else ()
 
 
 def _swept(state: GroupState, event: Swept, now: float) -> Step:
@@ -312,7 +367,7 @@ def _host_again(state: GroupState) -> Step:
         reason = f"{state.reason}; {state.host_losses} hosts in a row were lost before any worker started"
         state, effects = _end(state, Phase.FAILED, reason)
         return state, (HubLeave(reason), *effects)
-    return replace(state, host=HostState.LIVE, last_words=""), (StartHost(),)
+    return replace(state, host=HostState.LIVE, host_heard=False, last_words=""), (StartHost(),)
 
 
 def _give_up(state: GroupState, now: float) -> Step:
@@ -339,6 +394,16 @@ def _end(state: GroupState, phase: Phase, reason: str) -> Step:
         workers=_all_ended(state.workers),
     )
     return state, told
+
+
+def _tell_failed(state: GroupState, event: WorkersFailed, now: float) -> Step:
+    """Its failures are older when they are told again."""
+    known = state.failed is event
+    since = max(0.0, now - state.failed_at) if known else 0.0
+    if not known:
+        state = replace(state, failed=event, failed_at=now)
+    ages = tuple(age + since for age in event.ages)
+    return state, (HubFailed(event.round, event.failures, ages, event.reason),)
 
 
 def _tell_gone(state: GroupState) -> Step:
@@ -386,6 +451,8 @@ _HANDLERS: dict[type, Callable[..., Step]] = {
     WorkersUnkillable: _workers_unkillable,
     HostEnding: _host_ending,
     HostDied: _host_died,
+    Resumed: _resumed,
+    HostMet: _host_met,
     Swept: _swept,
     Placed: _placed,
     MadeSpare: _made_spare,

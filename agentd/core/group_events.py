@@ -88,6 +88,16 @@ class HostDied:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """Another agentd knows the group from the journal; its host, if it has one, is heard next."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostMet:
+    """The host has dialled in again: what it was told last may not have arrived."""
+
+
+@dataclass(frozen=True, slots=True)
 class Swept:
     """Nothing of the host is left but `leftover` (a description of what cannot be killed)."""
 
@@ -144,6 +154,8 @@ GroupEvent: TypeAlias = (
     | WorkersUnkillable
     | HostEnding
     | HostDied
+    | Resumed
+    | HostMet
     | Swept
     | Placed
     | MadeSpare

@@ -8,7 +8,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -32,7 +32,7 @@ class Groups(Protocol):
     def draining(self) -> bool: ...
 
     @property
-    def conditions(self) -> tuple[str, ...]: ...
+    def problems(self) -> Mapping[str, str]: ...
 
     def group_refs(self) -> tuple[GroupRef, ...]: ...
 
@@ -74,8 +74,8 @@ class NodeReporter:
             self._last = await asyncio.wait_for(asyncio.shield(self._looking()), PATIENCE)
         except (asyncio.TimeoutError, OSError):
             slow = True
-        conditions = (*self._groups.conditions, STATE_DISK_SLOW) if slow else self._groups.conditions
-        return _node_info(self._fixed, self._last, self._groups, conditions)
+        late = {STATE_DISK_SLOW: f"it did not answer in {PATIENCE:g} s"} if slow else {}
+        return _node_info(self._fixed, self._last, self._groups, {**self._groups.problems, **late})
 
     def _looking(self) -> asyncio.Future[NodeFacts]:
         if self._look is None or self._look.done():
@@ -112,9 +112,15 @@ def _fail(answer: asyncio.Future[NodeFacts], error: OSError) -> None:
 
 
 def _node_info(
-    fixed: NodeInfo, facts: NodeFacts | None, groups: Groups, conditions: tuple[str, ...]
+    fixed: NodeInfo, facts: NodeFacts | None, groups: Groups, problems: Mapping[str, str]
 ) -> NodeInfo:
-    info = replace(fixed, draining=groups.draining, groups=groups.group_refs(), conditions=tuple(conditions))
+    info = replace(
+        fixed,
+        draining=groups.draining,
+        groups=groups.group_refs(),
+        conditions=tuple(problems),
+        condition_details=problems,
+    )
     if facts is None:
         return info
     return replace(

@@ -64,9 +64,14 @@ class NodeRendezvous:
         address: str,
         node_name: str,
         listener: Listener,
+        reattach_window: float | None = None,
     ) -> Session:
-        """Speak with the hub of a run, again and again if need be, until it is closed."""
+        """Speak with the hub of a run, again and again if need be, until it is closed.
+
+        `reattach_window`: how long the run's workers here outlive a broken stream. None: one lease.
+        """
         hub_timeout, lease = spec.rendezvous.hub_timeout, spec.rendezvous.lease
+        lease = defaults.LEASE if lease is None else lease
         session = MemberSession(
             run_id=spec.run_id,
             incarnation=incarnation,
@@ -80,8 +85,7 @@ class NodeRendezvous:
             link=self._link(hub_address),
             listener=listener,
             next_epoch=lambda: next(self._epochs),
-            # Workers do not outlive their agentd yet, so a longer wait for it would be in vain.
-            reattach_window=defaults.LEASE if lease is None else lease,
+            reattach_window=lease if reattach_window is None else reattach_window,
             hub_timeout=defaults.HUB_TIMEOUT if hub_timeout is None else hub_timeout,
         )
         session.start()

@@ -1,10 +1,11 @@
-"""The daemon's life, told in order: claim, start, serve, drain, exit."""
+"""The daemon's life, told in order: claim, start, serve, drain or hand over, exit."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import time
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ from agentd.api.errors import RunNotFound
 from agentd.api.targets import Target
 from agentd.api.types import StreamEnd, StreamEndCause
 from agentd.config import Config
+from agentd.config.model import HostMode
 from agentd.daemon import announce
 from agentd.daemon.eventlog import to_standard_error
 from agentd.daemon.exits import ExitCode, ListenFailed, StartFailed
 from agentd.daemon.parts import Parts, opened
 from agentd.daemon.places import Places, claimed
 from agentd.daemon.wishes import Wishes
+from agentd.groups import history
 from agentd.groups.registry import Registry
 from agentd.rpc.server import bind, make_server
 
@@ -69,12 +72,13 @@ class _Daemon:
                 server = make_server(self._config.node_id)
                 stack.push_async_callback(server.stop, None)
                 bound = self._bind(server)
-                parts = await stack.enter_async_context(opened(self._config, bound, server))
+                opening = opened(self._config, bound, server, self._wishes.ask_handover)
+                parts = await stack.enter_async_context(opening)
                 await server.start()
                 parts.health.serving(True)
                 await self._announce(parts, bound)
                 await self._wishes.leave.wait()
-                code = await self._drain(parts)
+                code = await self._leave(parts)
                 await server.stop(_LAST_CALLS)
                 log.info("ended", extra={"exit": code.name})
                 return code
@@ -106,11 +110,25 @@ class _Daemon:
         if self._embedding.ready_fd is not None:
             announce.tell_starter(self._embedding.ready_fd, facts)
 
-    async def _drain(self, parts: Parts) -> ExitCode:
-        """In order; a second wish cuts it short."""
-        log.info("draining", extra={"reason": self._wishes.reason})
+    async def _leave(self, parts: Parts) -> ExitCode:
+        # Hosts that end with their agentd cannot be handed over: stopped in order they end better.
+        handing_over = self._wishes.hand_over and self._config.host_mode is HostMode.KEEP
+        log.info("handing over" if handing_over else "draining", extra={"reason": self._wishes.reason})
         announce.notify_systemd("STOPPING=1")
         parts.health.serving(False)
+        if handing_over:
+            # Whatever is asked of it now is asked again of the next one.
+            parts.registry.draining = True
+            code = ExitCode.OK
+        else:
+            code = await self._drain(parts)
+        parts.journal.post(history.agentd_ended(pid=os.getpid(), reason=self._wishes.reason, now=time.time()))
+        await parts.hub.close()
+        parts.streams.close(_goodbye(self._config.node_id))
+        return code
+
+    async def _drain(self, parts: Parts) -> ExitCode:
+        """In order; a second wish cuts it short."""
         draining = asyncio.create_task(self._stop_groups(parts))
         at_once = asyncio.create_task(self._wishes.leave_now.wait())
         await asyncio.wait({draining, at_once}, return_when=asyncio.FIRST_COMPLETED)
@@ -125,8 +143,6 @@ class _Daemon:
             draining.result()
         with suppress(asyncio.TimeoutError, RunNotFound):
             await asyncio.wait_for(_no_run_lives(parts.registry), _LAST_WORDS)
-        await parts.hub.close()
-        parts.streams.close(_goodbye(self._config.node_id))
         return code
 
     async def _stop_groups(self, parts: Parts) -> None:

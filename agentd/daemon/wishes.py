@@ -1,7 +1,8 @@
 """What the world wants of the daemon: signals and the lifeline, as two events on the loop.
 
 The first SIGTERM or SIGINT, or the end of the lifeline, asks for a drain; a second signal for the end at
-once. SIGHUP asks for nothing: a lost terminal must not stop training.
+once. SIGUSR2 asks for a handover: the next agentd goes on with what runs. SIGHUP asks for nothing: a lost
+terminal must not stop training.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Wishes:
     def __init__(self) -> None:
         self.leave = asyncio.Event()
         self.leave_now = asyncio.Event()
+        self.hand_over = False
+        """Whether it leaves its groups to the next agentd."""
         self.reason = ""
 
     @contextlib.contextmanager
@@ -32,6 +35,7 @@ class Wishes:
         loop = asyncio.get_running_loop()
         for signum in _LEAVING:
             loop.add_signal_handler(signum, self._on_signal, signum)
+        loop.add_signal_handler(signal.SIGUSR2, self._on_handover)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         if lifeline_fd is not None:
             os.set_blocking(lifeline_fd, False)
@@ -41,7 +45,7 @@ class Wishes:
         finally:
             if lifeline_fd is not None:
                 loop.remove_reader(lifeline_fd)
-            for signum in (*_LEAVING, signal.SIGHUP):
+            for signum in (*_LEAVING, signal.SIGUSR2, signal.SIGHUP):
                 loop.remove_signal_handler(signum)
 
     def _on_signal(self, signum: signal.Signals) -> None:
@@ -49,6 +53,15 @@ class Wishes:
             log.warning("second signal, ending at once", extra={"signal": signum.name})
             self.leave_now.set()
         self._ask(signum.name)
+
+    def ask_handover(self, reason: str = "a caller asks for a handover") -> None:
+        """Leave the groups to the next agentd, unless this one goes away already."""
+        if not self.leave.is_set():
+            self.hand_over = True
+            self._ask(reason)
+
+    def _on_handover(self) -> None:
+        self.ask_handover(signal.SIGUSR2.name)
 
     def _on_hangup(self) -> None:
         log.info("hangup ignored", extra={"signal": "SIGHUP"})

@@ -3,6 +3,7 @@
 The event loop never touches the disk: a record is put into a queue, and a write waits for it at most
 `PATIENCE` seconds. From then until the disk has caught up nobody waits, and `conditions` says JOURNAL_BEHIND;
 a record that waits is replaced by a newer one of its key, so that the queue stays as small as its subject.
+What of the file cannot be read is told by JOURNAL_DAMAGED; it stops nothing.
 """
 
 from __future__ import annotations
@@ -14,28 +15,45 @@ import logging
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
 from agentd.api.errors import JournalUnavailable
-from agentd.groups.records import SCHEMA, HubRow, Record, Remembered, read
+from agentd.api.history import EventKind
+from agentd.groups.database import Opened, is_damage, open_database, reading
+from agentd.groups.records import HubRow, Record
+from agentd.groups.remembered import Remembered, read
+from agentd.groups.schema import NewerSchema
+from agentd.procs.identity import boot_id
 
 PATIENCE = 1.0
 BEHIND = "JOURNAL_BEHIND"
-SCHEMA_VERSION = 1
-KEPT_RUNS = 1000
-KEPT_EVENTS = 10_000
+DAMAGED = "JOURNAL_DAMAGED"
+KEPT_EVENTS = 5000
+"""Of one incarnation of a run, and of the node itself."""
+KEPT_EVENTS_IN_ALL = 50_000
 KEPT_ELASTIC_EVENTS = 10_000
 """Of one incarnation of a run."""
 KEPT_ELASTIC_EVENTS_IN_ALL = 50_000
 
 _RETRY_S = 0.5
+_PROBE = "INSERT OR REPLACE INTO meta VALUES ('written_again_at', ?)"
 _TIDY_EACH = 2000
 _CLOSE_S = 5.0
 _UNFIT = (ValueError, OverflowError, TypeError, sqlite3.DataError)
 """What a record raises that no other try would write."""
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """The agentd of this state directory before this one."""
+
+    said_goodbye: bool
+    boot_id: str
+    """Of the machine it ran on. Empty: it did not say."""
 
 
 class Journal:
@@ -50,7 +68,10 @@ class Journal:
         """Made once in this state directory."""
         self.daemon_starts = 0
         """Grows with each start of an agentd here."""
-        self.remembered = Remembered(runs=(), groups=(), hubs=())
+        self.former: Former | None = None
+        self.remembered = Remembered()
+        self.damage: tuple[str, ...] = ()
+        """What could not be read, a phrase each."""
 
     async def start(self) -> None:
         """Open the database and read what it remembers. Raises `JournalUnavailable`."""
@@ -59,7 +80,7 @@ class Journal:
         self._thread.start()
         try:
             await opened
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, NewerSchema) as error:
             self._thread.join(_CLOSE_S)
             raise JournalUnavailable(f"{self._path}: {error}") from None
 
@@ -67,6 +88,13 @@ class Journal:
     def conditions(self) -> tuple[str, ...]:
         """JOURNAL_BEHIND from the first record that came too late until all are written."""
         return (BEHIND,) if self._behind or self._queue.problem else ()
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """What degrades the journal: by the name of the condition, for people."""
+        behind = {BEHIND: self._queue.problem or "the disk is slow"} if self.conditions else {}
+        lost = "; ".join(self.damage)
+        return {**behind, DAMAGED: f"could not be read: {lost}"} if lost else behind
 
     async def write(self, *records: Record) -> bool:
         """Write the records; tells if they are safe. Waits `PATIENCE` at most; not at all if behind."""
@@ -112,14 +140,42 @@ class Journal:
         loop = opened.get_loop()
         with contextlib.ExitStack() as stack:
             try:
-                db = stack.enter_context(contextlib.closing(_open(self._path)))
+                db = stack.enter_context(contextlib.closing(self._open()))
+                self.former = _former(db)
                 self.agent_uid, self.daemon_starts = _introduce(db)
+                # Before it is tidied: the processes of a group whose run is lost are still to be ended.
                 self.remembered = read(db)
+                self._tell_damage(self.remembered.unreadable)
+                _tidy_if_possible(db)
             except BaseException as error:  # noqa: BLE001 - whatever it is, `start` must not wait for ever
                 loop.call_soon_threadsafe(_fail, opened, error)
                 return
             loop.call_soon_threadsafe(_resolve, opened)
-            self._queue.drain(db)
+            while self._queue.drain(db):
+                db = stack.enter_context(contextlib.closing(self._reopened(db)))
+
+    def _open(self) -> sqlite3.Connection:
+        found: Opened = open_database(self._path, time.time())
+        self._tell_damage(found.damage)
+        return found.db
+
+    def _reopened(self, damaged: sqlite3.Connection) -> sqlite3.Connection:
+        """The file was found damaged while it was written."""
+        damaged.close()
+        while True:
+            try:
+                return self._open()
+            except (sqlite3.Error, OSError) as error:
+                if self._queue.failed(str(error)):
+                    return sqlite3.connect(":memory:")
+
+    def _tell_damage(self, lost: tuple[str, ...]) -> None:
+        if lost:
+            self.damage = (*self.damage, *lost)
+            _log.error(
+                "the journal is damaged; agentd goes on with what can be read",
+                extra={"path": str(self._path), "unreadable": list(lost)},
+            )
 
 
 class _Queue:
@@ -147,38 +203,55 @@ class _Queue:
             self._closed = True
             self._condition.notify()
 
-    def drain(self, db: sqlite3.Connection) -> None:
-        """Write until closed and empty, or closed and unwritable."""
+    def drain(self, db: sqlite3.Connection) -> bool:
+        """Write until closed and empty or unwritable; True: the file is damaged and is to be opened again."""
         count = 0
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._records or self._waiting or self._closed)
+                self._condition.wait_for(
+                    lambda: self._records or self._waiting or self._closed,
+                    _RETRY_S if self.problem else None,
+                )
                 records, self._records = self._records, {}
                 waiting, self._waiting = self._waiting, []
                 closed = self._closed
-            if self._commit(db, records):
+            error = self._commit(db, records)
+            if error is None:
                 count += len(records)
                 _call_all(waiting)
                 if count > _TIDY_EACH:
                     count = 0
-                    _tidy(db)
+                    _tidy_if_possible(db)
             else:
                 self._put_back(records, waiting)
             if closed and (self.problem or not self._records):
-                return
+                return False
+            if error is not None and is_damage(error):
+                return True
 
-    def _commit(self, db: sqlite3.Connection, records: Mapping[Hashable, Record]) -> bool:
+    def failed(self, problem: str) -> bool:
+        """The file cannot be opened; wait a while. Whether there is nothing to wait for any more."""
+        self.problem = problem
+        with self._condition:
+            if not self._closed:
+                self._condition.wait(_RETRY_S)
+            return self._closed
+
+    def _commit(self, db: sqlite3.Connection, records: Mapping[Hashable, Record]) -> sqlite3.Error | None:
         try:
             with db:
+                if self.problem:
+                    # What waited may have been taken back: only a real write tells that the disk takes any.
+                    db.execute(_PROBE, (str(time.time()),))
                 for record in records.values():
                     _write(db, record)
         except sqlite3.Error as error:
             if not self.problem:
                 _log.error("the journal cannot be written", extra={"problem": str(error)})
             self.problem = str(error)
-            return False
+            return error
         self.problem = ""
-        return True
+        return None
 
     def _put_back(self, records: dict[Hashable, Record], waiting: list[Callable[[], object]]) -> None:
         with self._condition:
@@ -190,29 +263,24 @@ class _Queue:
 
 
 def open_for_reading(path: Path) -> Remembered:
-    """What a state directory's database remembers, for tools; the daemon need not run."""
-    with contextlib.closing(_open(path)) as db:
-        return read(db)
+    """What a state directory's database remembers, for tools; the daemon need not run.
 
-
-def _open(path: Path) -> sqlite3.Connection:
-    path.touch(mode=0o600)  # it holds environments, secrets among them
-    db = sqlite3.connect(path, timeout=5.0)
+    Raises `JournalUnavailable`.
+    """
     try:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise sqlite3.DatabaseError(
-                f"it was written by a newer agentd (schema {version}, here {SCHEMA_VERSION}): upgrade agentd"
-            )
-        db.execute("PRAGMA journal_mode = WAL")
-        # A crash of agentd loses nothing; only a power cut may lose the last moments.
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.executescript(SCHEMA)
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    except BaseException:
-        db.close()
-        raise
-    return db
+        with reading(path) as db:
+            return read(db)
+    except (sqlite3.Error, OSError, NewerSchema) as error:
+        raise JournalUnavailable(f"{path}: {error}") from None
+
+
+def _former(db: sqlite3.Connection) -> Former | None:
+    query = "SELECT kind FROM events WHERE run_id = '' AND kind IN (?, ?) ORDER BY id DESC LIMIT 1"
+    last = db.execute(query, (EventKind.AGENTD_STARTED.value, EventKind.AGENTD_ENDED.value)).fetchone()
+    if last is None:
+        return None
+    boot = db.execute("SELECT value FROM meta WHERE key = 'boot_id'").fetchone()
+    return Former(last[0] == EventKind.AGENTD_ENDED, boot[0] if boot else "")
 
 
 def _introduce(db: sqlite3.Connection) -> tuple[str, int]:
@@ -221,43 +289,42 @@ def _introduce(db: sqlite3.Connection) -> tuple[str, int]:
         db.execute("INSERT OR IGNORE INTO meta VALUES ('agent_uid', ?)", (secrets.token_hex(16),))
         db.execute("INSERT OR IGNORE INTO meta VALUES ('daemon_starts', '0')")
         db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'daemon_starts'")
-    _tidy(db)
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('boot_id', ?)", (boot_id(),))
     meta: dict[str, str] = dict(db.execute("SELECT key, value FROM meta"))
     return meta["agent_uid"], int(meta["daemon_starts"])
 
 
+def _tidy_if_possible(db: sqlite3.Connection) -> None:
+    """What cannot be tidied now, on a disk that is full perhaps, is tidied another time."""
+    try:
+        _tidy(db)
+    except sqlite3.Error as error:
+        _log.warning("the journal cannot be tidied", extra={"problem": str(error)})
+
+
 def _tidy(db: sqlite3.Connection) -> None:
-    """Forget the oldest ended runs and the oldest events."""
+    """Forget what belongs to no run, and the oldest events."""
     with db:
-        db.execute(
-            "DELETE FROM runs WHERE ended AND (run_id, incarnation) NOT IN "
-            "(SELECT run_id, incarnation FROM runs ORDER BY ended, incarnation DESC LIMIT ?)",
-            (KEPT_RUNS,),
-        )
         for table in ("groups", "hub"):
             db.execute(
                 f"DELETE FROM {table} WHERE (run_id, incarnation) NOT IN "
                 "(SELECT run_id, incarnation FROM runs)"
             )
-        db.execute("DELETE FROM events WHERE id <= (SELECT MAX(id) FROM events) - ?", (KEPT_EVENTS,))
-        _tidy_elastic_events(db)
+        _tidy_events(db, "events", each=KEPT_EVENTS, in_all=KEPT_EVENTS_IN_ALL)
+        _tidy_events(db, "elastic_events", each=KEPT_ELASTIC_EVENTS, in_all=KEPT_ELASTIC_EVENTS_IN_ALL)
 
 
-def _tidy_elastic_events(db: sqlite3.Connection) -> None:
-    """Bound them as a whole and by incarnation, and forget those of forgotten runs."""
-    db.execute(
-        "DELETE FROM elastic_events WHERE id <= (SELECT MAX(id) FROM elastic_events) - ?",
-        (KEPT_ELASTIC_EVENTS_IN_ALL,),
-    )
-    runs = set(db.execute("SELECT run_id, incarnation FROM runs"))
-    counted = db.execute("SELECT run_id, incarnation, COUNT(*) FROM elastic_events GROUP BY 1, 2").fetchall()
+def _tidy_events(db: sqlite3.Connection, table: str, *, each: int, in_all: int) -> None:
+    """Bound them as a whole and by incarnation, and forget those of forgotten runs, not those of the node."""
+    db.execute(f"DELETE FROM {table} WHERE id <= (SELECT MAX(id) FROM {table}) - ?", (in_all,))
+    runs = {("", 0), *db.execute("SELECT run_id, incarnation FROM runs")}
+    counted = db.execute(f"SELECT run_id, incarnation, COUNT(*) FROM {table} GROUP BY 1, 2").fetchall()
     for run_id, incarnation, count in counted:
-        kept = KEPT_ELASTIC_EVENTS if (run_id, incarnation) in runs else 0
+        kept = each if (run_id, incarnation) in runs else 0
         if count > kept:
             db.execute(
-                "DELETE FROM elastic_events WHERE run_id = ? AND incarnation = ? AND id NOT IN "
-                "(SELECT id FROM elastic_events WHERE run_id = ? AND incarnation = ? "
-                "ORDER BY id DESC LIMIT ?)",
+                f"DELETE FROM {table} WHERE run_id = ? AND incarnation = ? AND id NOT IN "
+                f"(SELECT id FROM {table} WHERE run_id = ? AND incarnation = ? ORDER BY id DESC LIMIT ?)",
                 (run_id, incarnation, run_id, incarnation, kept),
             )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from agentd.host.wire import HostSpec
 
 DATABASE = "agentd.db"
+RUNS = "runs"
 SPEC_FILE = "spec.json"
 
 _PRIVATE = 0o700
@@ -17,7 +18,7 @@ _PRIVATE = 0o700
 
 def group_dir(state_dir: str, run_id: str, incarnation: int, role: str) -> str:
     """The folder of one worker group."""
-    return f"{state_dir}/runs/{run_id}/{incarnation}/{role}"
+    return f"{state_dir}/{RUNS}/{run_id}/{incarnation}/{role}"
 
 
 def log_root(state_dir: str, log_dir: str, run_id: str, incarnation: int, role: str) -> str:

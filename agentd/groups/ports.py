@@ -8,7 +8,7 @@ from typing import Protocol
 from agentd.api.errors import AgentError, HubUnreachable
 from agentd.api.types import Failure, RunSpec, RunStatus
 from agentd.core.assignment import Assignment
-from agentd.hub.messages import RunFinished
+from agentd.hub.messages import MemberState, RunFinished
 
 
 class Member(Protocol):
@@ -29,6 +29,9 @@ class Member(Protocol):
 
 class Session(Member, Protocol):
     """A node's session with the hub of a run."""
+
+    def resume(self, state: MemberState) -> None:
+        """Speak for a member as an earlier agentd left it. Before anything else is said of it."""
 
     async def close(self) -> None: ...
 
@@ -86,8 +89,12 @@ class Rendezvous(Protocol):
         address: str,
         node_name: str,
         listener: Listener,
+        reattach_window: float | None = None,
     ) -> Session:
-        """Speak with the hub of a run, again and again if need be, until it is closed."""
+        """Speak with the hub of a run, again and again if need be, until it is closed.
+
+        `reattach_window`: how long the run's workers here outlive a broken stream. None: one lease.
+        """
 
     async def close(self) -> None:
         """The hubs here go away; their members are told."""

@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
-from agentd.api.convert import (
-    run_spec_from_message,
-    run_spec_to_message,
-    run_status_from_message,
-    run_status_to_message,
-)
+from agentd.api.convert import run_spec_to_message, run_status_to_message
+from agentd.api.history import EventWorker
 from agentd.api.types import TERMINAL, Phase, RunSpec, RunStatus
-from agentd.v1 import run_pb2
 
 WAITING_EVENTS = 1024
-"""As many events of a group wait for a slow disk."""
+"""As many events of each kind of record wait for a slow disk, of a group what its agent recorded."""
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS runs (
-    run_id TEXT NOT NULL, incarnation INTEGER NOT NULL, request_id TEXT NOT NULL, node_name TEXT NOT NULL,
-    hub_address TEXT NOT NULL, passed_env TEXT NOT NULL, spec BLOB NOT NULL, status BLOB NOT NULL,
-    ended INTEGER NOT NULL, PRIMARY KEY (run_id, incarnation)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS groups (
-    run_id TEXT NOT NULL, incarnation INTEGER NOT NULL, role TEXT NOT NULL, phase TEXT NOT NULL,
-    round INTEGER NOT NULL, token TEXT NOT NULL, host_pid INTEGER NOT NULL, host_start_time INTEGER NOT NULL,
-    boot_id TEXT NOT NULL, directory TEXT NOT NULL, reason TEXT NOT NULL,
-    PRIMARY KEY (run_id, incarnation, role)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS hub (
-    run_id TEXT NOT NULL, incarnation INTEGER NOT NULL, record TEXT NOT NULL,
-    PRIMARY KEY (run_id, incarnation)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS events (
-    id INTEGER PRIMARY KEY, time REAL NOT NULL, run_id TEXT NOT NULL, incarnation INTEGER NOT NULL,
-    role TEXT NOT NULL, event TEXT NOT NULL, phase TEXT NOT NULL, detail TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS elastic_events (
-    id INTEGER PRIMARY KEY, time REAL NOT NULL, run_id TEXT NOT NULL, incarnation INTEGER NOT NULL,
-    role TEXT NOT NULL, sequence INTEGER NOT NULL, name TEXT NOT NULL, source TEXT NOT NULL,
-    event TEXT NOT NULL, UNIQUE (run_id, incarnation, role, sequence, time)
-);
-"""
+MAX_DETAIL = 4096
+"""Characters of an event's sentence."""
+
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +35,8 @@ class RunRow:
     hub_address: str = ""
     """Empty: the hub is here."""
     passed_env: Mapping[str, str] = field(default_factory=dict)
+    wish: str = ""
+    """The Stop that was accepted last, see `agentd.groups.wish`; none if empty."""
 
     @property
     def ended(self) -> bool:
@@ -73,7 +48,8 @@ class RunRow:
 
     def write(self, db: sqlite3.Connection) -> None:
         db.execute(
-            "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO runs (run_id, incarnation, request_id, node_name, hub_address, "
+            "passed_env, spec, status, ended, ended_at, wish) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 self.run_id,
                 self.incarnation,
@@ -84,13 +60,15 @@ class RunRow:
                 run_spec_to_message(self.spec).SerializeToString(),
                 run_status_to_message(self.status).SerializeToString(),
                 self.ended,
+                (self.status.finished_at or self.status.started_at) if self.ended else 0.0,
+                self.wish,
             ),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForgetRun:
-    """Takes back a run that was refused after all."""
+    """Takes back a run that was refused after all, or forgets one that has been over for long."""
 
     run_id: str
     incarnation: int
@@ -99,7 +77,7 @@ class ForgetRun:
         return ("run", self.run_id, self.incarnation)
 
     def write(self, db: sqlite3.Connection) -> None:
-        for table in ("runs", "groups", "hub", "elastic_events"):
+        for table in ("runs", "groups", "hub", "events", "elastic_events"):
             db.execute(
                 f"DELETE FROM {table} WHERE run_id = ? AND incarnation = ?", (self.run_id, self.incarnation)
             )
@@ -120,13 +98,19 @@ class GroupRow:
     boot_id: str = ""
     directory: str = ""
     reason: str = ""
+    state: str = ""
+    """All of it, as `agentd.groups.left` writes and reads it."""
+    sequence: int = 0
+    """The last report of a host that `state` knows of."""
 
     def key(self) -> Hashable:
         return ("group", self.run_id, self.incarnation, self.role)
 
     def write(self, db: sqlite3.Connection) -> None:
         db.execute(
-            "INSERT OR REPLACE INTO groups VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO groups (run_id, incarnation, role, phase, round, token, host_pid, "
+            "host_start_time, boot_id, directory, reason, state, sequence) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 self.run_id,
                 self.incarnation,
@@ -139,6 +123,8 @@ class GroupRow:
                 self.boot_id,
                 self.directory,
                 self.reason,
+                self.state,
+                self.sequence,
             ),
         )
 
@@ -160,26 +146,41 @@ class HubRow:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventRow:
-    """One line of a group's history."""
+    """One line of the node's history; see `agentd.api.history.Event` for the fields."""
 
     time: float
-    run_id: str
-    incarnation: int
-    role: str
-    event: str
-    phase: Phase
+    kind: str
+    run_id: str = ""
+    incarnation: int = 0
+    role: str = ""
+    phase: Phase | None = None
+    round: int = 0
     detail: str = ""
+    workers: tuple[EventWorker, ...] = ()
+    number: int = field(default_factory=_numbers.__next__, compare=False)
+    """Of this process: tells two events apart that read the same."""
 
     def key(self) -> Hashable:
-        return self
+        # While the disk is behind, a newer event takes the place of an old one: memory is finite.
+        return ("event", self.number % WAITING_EVENTS)
 
     def write(self, db: sqlite3.Connection) -> None:
         db.execute(
-            "INSERT INTO events (time, run_id, incarnation, role, event, phase, detail) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (self.time, self.run_id, self.incarnation, self.role, self.event, self.phase.value, self.detail),
+            "INSERT INTO events (time, run_id, incarnation, role, kind, phase, round, detail, workers) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                self.time,
+                self.run_id,
+                self.incarnation,
+                self.role,
+                self.kind,
+                "" if self.phase is None else self.phase.value,
+                self.round,
+                self.detail[:MAX_DETAIL].encode(errors="replace").decode(),
+                json.dumps([asdict(worker) for worker in self.workers]),
+            ),
         )
 
 
@@ -229,60 +230,3 @@ def _object(text: str) -> dict[str, Any]:
 
 
 Record: TypeAlias = RunRow | ForgetRun | GroupRow | HubRow | EventRow | ElasticEventRow
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Remembered:
-    """What an earlier agentd of this state directory wrote."""
-
-    runs: tuple[RunRow, ...]
-    groups: tuple[GroupRow, ...]
-    hubs: tuple[HubRow, ...]
-
-
-def read(db: sqlite3.Connection) -> Remembered:
-    """All that the database remembers."""
-    runs = db.execute(
-        "SELECT run_id, incarnation, request_id, node_name, hub_address, passed_env, spec, status FROM runs"
-    )
-    groups = db.execute(
-        "SELECT run_id, incarnation, role, phase, round, token, host_pid, host_start_time, boot_id, "
-        "directory, reason FROM groups"
-    )
-    hubs = db.execute("SELECT run_id, incarnation, record FROM hub")
-    return Remembered(
-        runs=tuple(_run_row(row) for row in runs),
-        groups=tuple(_group_row(row) for row in groups),
-        hubs=tuple(HubRow(run_id=row[0], incarnation=row[1], record=row[2]) for row in hubs),
-    )
-
-
-def _run_row(row: tuple[str, int, str, str, str, str, bytes, bytes]) -> RunRow:
-    run_id, incarnation, request_id, node_name, hub_address, passed_env, spec, status = row
-    return RunRow(
-        run_id=run_id,
-        incarnation=incarnation,
-        request_id=request_id,
-        spec=run_spec_from_message(run_pb2.RunSpec.FromString(spec)),
-        status=run_status_from_message(run_pb2.RunStatus.FromString(status)),
-        node_name=node_name,
-        hub_address=hub_address,
-        passed_env=json.loads(passed_env),
-    )
-
-
-def _group_row(row: tuple[str, int, str, str, int, str, int, int, str, str, str]) -> GroupRow:
-    run_id, incarnation, role, phase, round_, token, pid, start_time, boot_id, directory, reason = row
-    return GroupRow(
-        run_id=run_id,
-        incarnation=incarnation,
-        role=role,
-        phase=Phase(phase),
-        round=round_,
-        token=token,
-        host_pid=pid,
-        host_start_time=start_time,
-        boot_id=boot_id,
-        directory=directory,
-        reason=reason,
-    )

@@ -1,14 +1,22 @@
-"""What an earlier agentd of this state directory knew, made fit for the next. Touches the disk."""
+"""What an earlier agentd of this state directory knew, made fit for the next. Touches the disk.
+
+Groups of live runs go on where they are, with their hosts and workers; what is left of all others is ended.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from agentd.api.types import RunRequest
+from agentd.groups import left
+from agentd.groups.left import LeftGroup
 from agentd.groups.logs import WorkerLog
 from agentd.groups.reap import GRACE_S, end_leftovers
-from agentd.groups.records import Remembered, RunRow
+from agentd.groups.records import GroupRow, RunRow
+from agentd.groups.remembered import Remembered
 from agentd.groups.reported import logs_on_disk
+from agentd.procs import tree
+from agentd.procs.identity import boot_id
 
 SHOWN_RUNS = 256
 """Ended runs that are shown again, the newest."""
@@ -22,6 +30,24 @@ class FormerRun:
     logs: tuple[WorkerLog, ...]
     hub_record: str
     """What its hub had announced, if that was here."""
+    groups: tuple[LeftGroup, ...] = ()
+    """Those that go on where they are."""
+    lost: tuple[str, ...] = ()
+    """Roles whose groups had begun here and cannot go on."""
+    roles: frozenset[str] = frozenset()
+    """All of the node's part, begun or not."""
+    rebooted: bool = False
+    """Whether the machine was started again since."""
+
+    @property
+    def what_happened(self) -> str:
+        """Why it does not simply go on."""
+        return "the machine was started again" if self.rebooted else "its agentd ended"
+
+    def end(self) -> None:
+        """End the groups that could have gone on. Waits for it: use a thread."""
+        for group in self.groups:
+            tree.sweep(tree.Marks(token=group.spec.token, sessions=group.sessions), grace_s=GRACE_S)
 
     @property
     def request(self) -> RunRequest:
@@ -45,21 +71,33 @@ class LookBack:
 
     ended: tuple[FormerRun, ...]
     live: tuple[FormerRun, ...]
-    """Nothing of them runs here any more."""
 
 
 def look_back(remembered: Remembered) -> LookBack:
-    """End what is left of the groups, and sort the runs."""
-    end_leftovers(remembered.groups, GRACE_S)
+    """Find the groups that can go on, end what is left of the others, and sort the runs."""
+    live_keys = {(row.run_id, row.incarnation) for row in remembered.runs if not row.ended}
+    found = {row.key(): left.find(row) for row in remembered.groups if _key(row) in live_keys}
+    end_leftovers([row for row in remembered.groups if found.get(row.key()) is None], GRACE_S)
     rows = sorted(remembered.runs, key=lambda row: row.incarnation)
     ended = [row for row in rows if row.ended][-SHOWN_RUNS:]
     live = [row for row in rows if not row.ended]
     records = {(hub.run_id, hub.incarnation): hub.record for hub in remembered.hubs}
 
     def former(row: RunRow) -> FormerRun:
-        key = row.run_id, row.incarnation
-        groups = [group for group in remembered.groups if (group.run_id, group.incarnation) == key]
-        logs = tuple(log for group in groups for log in logs_on_disk(group))
-        return FormerRun(row=row, logs=logs, hub_record=records.get(key, ""))
+        groups = [group for group in remembered.groups if _key(group) == (row.run_id, row.incarnation)]
+        over = [group for group in groups if found.get(group.key()) is None]
+        return FormerRun(
+            row=row,
+            logs=tuple(log for group in over for log in logs_on_disk(group)),
+            hub_record=records.get((row.run_id, row.incarnation), ""),
+            groups=tuple(each for group in groups if (each := found.get(group.key())) is not None),
+            lost=tuple(group.role for group in over if group.token),
+            roles=frozenset(group.role for group in groups),
+            rebooted=any(group.token and group.boot_id != boot_id() for group in groups),
+        )
 
     return LookBack(ended=tuple(map(former, ended)), live=tuple(map(former, live)))
+
+
+def _key(row: GroupRow) -> tuple[str, int]:
+    return row.run_id, row.incarnation

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -38,6 +39,7 @@ from agentd.api.types import (
     WorkerState,
 )
 from agentd.core.specs import MAX_INCARNATION, MAX_REQUEST_ID, check_name, differing_fields, validate
+from agentd.groups import history
 from agentd.groups.admission import Machine, RolePlan, plan_node
 from agentd.groups.board import Board, RunKey
 from agentd.groups.devices import DeviceBook
@@ -48,7 +50,8 @@ from agentd.groups.records import ForgetRun, GroupRow, RunRow
 from agentd.groups.recovery import FormerRun, look_back
 from agentd.groups.run import NodeRun, Part
 from agentd.groups.supervisor import Facilities
-from agentd.host.handle import HostDoor
+from agentd.groups.wish import read_wish, wish_text
+from agentd.host.door import HostDoor
 
 KEPT_ENDED = 256
 """Ended runs that Status still shows."""
@@ -87,8 +90,12 @@ class Registry:
         rendezvous: Rendezvous,
         advertise: Callable[[str], Awaitable[str]],
         machine: Machine | None = None,
+        host_mode: str = "stop",
     ) -> None:
-        """`journal` is started. `advertise(hub_address)` tells how the members of that hub's run reach us."""
+        """`journal` is started. `advertise(hub_address)` tells how the members of that hub's run reach us.
+
+        `host_mode`: `keep` if hosts and workers are to outlive this agentd, `stop` if they end with it.
+        """
         self._node_id = node_id
         self._state_dir = state_dir
         self._journal = journal
@@ -99,7 +106,12 @@ class Registry:
         self._sweeps = ThreadPoolExecutor(8, thread_name_prefix="agentd-sweep")
         self._door = HostDoor(state_dir, self._disk)
         self._shared = Facilities(
-            journal=journal, door=self._door, state_dir=state_dir, disk=self._disk, sweeps=self._sweeps
+            journal=journal,
+            door=self._door,
+            state_dir=state_dir,
+            disk=self._disk,
+            sweeps=self._sweeps,
+            host_mode=host_mode,
         )
         self._board = Board(node_id, journal.daemon_starts * _REVISIONS_PER_START)
         self._devices = DeviceBook()
@@ -113,10 +125,11 @@ class Registry:
     # --- life
 
     async def start(self) -> None:
-        """Let hosts dial in."""
+        """Go on where an earlier agentd was, and let hosts dial in."""
         self._machine = self._machine or await self._in_thread(lambda: Machine.here(self._node_id))
-        await self._door.open()
         await self._recover()
+        # Only now: a host that is not known yet would be told to end.
+        await self._door.open()
 
     async def drain(self, grace: float | None = None) -> None:
         """Take no new run, stop this node's part of each, and return when nothing of them is left.
@@ -146,7 +159,7 @@ class Registry:
                 run.kill_hosts()
 
     async def close(self) -> None:
-        """Give everything back. What still runs is stopped by its host, whose agentd is gone."""
+        """Give everything back. What still runs goes on for the next agentd, or is stopped by its host."""
         if self._background:
             _, late = await asyncio.wait(self._background, timeout=CLOSE_S)
             for task in late:
@@ -160,13 +173,22 @@ class Registry:
     @property
     def accepting(self) -> bool:
         """Whether a Run would be taken, as far as the node as a whole is concerned."""
-        return not self.draining and not self.conditions
+        return not self.draining and not self._stuck and not self._journal.conditions
 
     @property
     def conditions(self) -> tuple[str, ...]:
         """What degrades the node, by name."""
-        stuck = any(run.stuck for run in self._live.values()) or any(e.stuck for e in self._ended.values())
-        return (*self._journal.conditions, *((UNKILLABLE,) if stuck else ()))
+        return tuple(self.problems)
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """What degrades the node: for people, by the name of the condition."""
+        stuck = {UNKILLABLE: "processes here do not end: see the runs that are LOST"} if self._stuck else {}
+        return {**self._journal.problems, **stuck}
+
+    @property
+    def _stuck(self) -> bool:
+        return any(run.stuck for run in self._live.values()) or any(e.stuck for e in self._ended.values())
 
     # --- verbs
 
@@ -190,23 +212,33 @@ class Registry:
                 raise Draining(self._node_id)
             return await self._begin(request), True
 
-    async def stop(self, request: StopRequest) -> RunStatus:
-        """Ask for the end of a run, or of this node's part of it. Answers at once; `watch` tells the end."""
+    async def stop(self, request: StopRequest, caller: str = "") -> RunStatus:
+        """Ask for the end of a run, or of this node's part of it. Answers at once; `watch` tells the end.
+
+        `caller`: who asks, for the history.
+        """
         status = self._board.get(request.run_id, request.incarnation)
         run = self._live.get((status.run_id, status.incarnation))
         if run is None:
             return status
         if request.grace is not None and request.grace < 0:
             raise InvalidSpec("grace", "a time is not negative")
+        self._journal.post(history.stop_asked(run.status, request, caller, time.time()))
+        if run.conclusion is None:
+            # What was answered is carried out, by the next agentd if need be.
+            await self._journal.write(run.part.row(run.status, wish_text(request)))
+        self._carry_out(run, request)
+        return self._board.get(*run.part.key)
+
+    def _carry_out(self, run: NodeRun, request: StopRequest) -> None:
         reason = request.reason or "stopped by a caller"
         if request.scope is StopScope.LEAVE:
             run.leave(reason, request.grace)
         else:
             self._in_background(self._terminate(run, reason, request.grace))
-        return self._board.get(*run.part.key)
 
     async def signal(
-        self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...]
+        self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...], caller: str = ""
     ) -> tuple[int, ...]:
         """Send a signal to running workers by global rank, all of this node if none is named."""
         if not 1 <= signum <= 64:
@@ -218,7 +250,19 @@ class Registry:
         reached = run.signal(signum, ranks)
         if not reached and not any(group.phase is Phase.RUNNING for group in run.groups()):
             raise NotRunning(run_id, status.phase.value)
+        self._journal.post(history.signal_sent(run.status, signum, reached, caller, time.time()))
         return reached
+
+    async def forget(self, key: RunKey, remove: Callable[[], Awaitable[None]]) -> bool:
+        """Show an ended run no longer, once `remove` has cleared the disk of it. False: it lives."""
+        async with self._admissions.setdefault(key[0], asyncio.Lock()):
+            if key in self._live:
+                return False
+            await remove()
+            self._ended.pop(key, None)
+            self._board.forget(key)
+            self._journal.post(ForgetRun(run_id=key[0], incarnation=key[1]))
+            return True
 
     # --- snapshots
 
@@ -350,6 +394,7 @@ class Registry:
             raise
         self._ended.pop(run.part.key, None)
         self._live[run.part.key] = run
+        self._journal.post(history.run_started(run.status, run.part.hub_address, time.time()))
         run.start()
         _log.info("run begins here", extra={"run_id": spec.run_id, "incarnation": run.part.incarnation})
         return self._board.get(*run.part.key)
@@ -422,25 +467,62 @@ class Registry:
     # --- what an earlier agentd left
 
     async def _recover(self) -> None:
-        """Show what has ended, end what was left, and take part again in what still lives elsewhere."""
+        """Show what has ended, go on with what lives here, take part again in what lives elsewhere."""
         left = await self._in_thread(lambda: look_back(self._journal.remembered))
         for former in left.ended:
             self._show_ended(former.row, former.row.status, former.logs)
+            await self._be_tombstone(former)
         for former in left.live:
             try:
                 await self._rejoin(former)
             except AgentError as error:
-                self._lose(former, f"its agentd ended, and it cannot go on here: {error}")
+                await self._in_thread(former.end)
+                self._lose(former, f"{former.what_happened}, and it cannot go on here: {error}")
+
+    async def _be_tombstone(self, former: FormerRun) -> None:
+        """Tell members that were away how the run ended, if its hub was here."""
+        row = former.row
+        if not row.hub_address and former.hub_record:
+            with contextlib.suppress(AgentError):
+                address = await self._advertise("")
+                self._rendezvous.create(row.spec, row.incarnation, address, former.hub_record)
 
     async def _rejoin(self, former: FormerRun) -> None:
         row = former.row
-        if row.spec.no_rejoin:
-            self._lose(former, "its agentd ended, and the run asks for no rejoin")
+        if row.spec.no_rejoin and former.lost and not former.groups:
+            self._lose(former, f"{former.what_happened}, and the run asks for no rejoin")
             return
         if not row.hub_address:
             address = await self._advertise("")
             self._rendezvous.create(row.spec, row.incarnation, address, former.hub_record)
-        await self._begin(former.request, former.logs)
+        now = time.time()
+        self._journal.post(
+            *(history.group_lost(row, role, former.what_happened, now) for role in former.lost)
+        )
+        if former.groups:
+            await self._go_on(former)
+        else:
+            await self._begin(former.request, former.logs)
+        if wish := read_wish(row.wish, row.incarnation):
+            self._carry_out(self._live[row.run_id, row.incarnation], wish)
+
+    async def _go_on(self, former: FormerRun) -> None:
+        """Take the run's groups over, and begin those that had not begun or cannot go on."""
+        row, begun = former.row, {group.spec.role for group in former.groups}
+        plans: tuple[RolePlan, ...] = ()
+        if former.roles - begun:
+            plans = tuple(p for p in await self._plan(former.request) if p.role.role not in begun)
+        part = replace(
+            await self._make_part(former.request, plans), started_at=row.status.started_at or time.time()
+        )
+        roles = [role for role in row.spec.roles if role.role in begun]
+        self._devices.reserve(
+            row.run_id, (d for role in (*roles, *(plan.role for plan in plans)) for d in role.devices)
+        )
+        run = NodeRun(part, self._shared, self._rendezvous, self._publish, former.logs)
+        self._live[part.key] = run
+        run.start(former.groups)
+        _log.info("run goes on here", extra={"run_id": row.run_id, "incarnation": row.incarnation})
 
     def _lose(self, former: FormerRun, reason: str) -> None:
         row = former.row

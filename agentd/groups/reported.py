@@ -15,9 +15,9 @@ from agentd.procs.identity import ProcessIdentity
 T = TypeVar("T")
 
 
-def logs_on_disk(group: GroupRow) -> Iterator[WorkerLog]:
-    """The log folders of all its workers, oldest first."""
-    return _started(group, lambda round_, worker: _log(group.role, round_, worker))
+def logs_on_disk(group: GroupRow, up_to: int | None = None) -> Iterator[WorkerLog]:
+    """The log folders of its workers, oldest first: of all, or of those that the first reports tell of."""
+    return _started(group, lambda round_, worker: _log(group.role, round_, worker), up_to)
 
 
 def sessions(group: GroupRow) -> Iterator[ProcessIdentity]:
@@ -27,7 +27,9 @@ def sessions(group: GroupRow) -> Iterator[ProcessIdentity]:
     )
 
 
-def _started(group: GroupRow, read: Callable[[int, dict[str, Any]], T]) -> Iterator[T]:
+def _started(
+    group: GroupRow, read: Callable[[int, dict[str, Any]], T], up_to: int | None = None
+) -> Iterator[T]:
     """Each worker whose start was reported. A line nobody can read tells nothing."""
     if not group.directory:
         return
@@ -38,7 +40,7 @@ def _started(group: GroupRow, read: Callable[[int, dict[str, Any]], T]) -> Itera
     for line in lines:
         try:
             report = json.loads(line)
-            if report["type"] != "started":
+            if report["type"] != "started" or (up_to is not None and report["sequence"] > up_to):
                 continue
             found = [read(report["round"], worker) for worker in report["workers"]]
         except (ValueError, KeyError, TypeError):

@@ -15,8 +15,9 @@ from agentd.api.types import TERMINAL, GroupRef, GroupStatus, Phase, RunSpec, Ru
 from agentd.core import defaults
 from agentd.core import group_events as ev
 from agentd.core.assignment import Assignment
-from agentd.groups import layout, snapshot
+from agentd.groups import history, layout, snapshot
 from agentd.groups.admission import RolePlan
+from agentd.groups.left import KEEP, LeftGroup, as_member
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Rendezvous, Session
 from agentd.groups.records import RunRow
@@ -59,8 +60,14 @@ class Part:
         """From SIGTERM to SIGKILL, if a stop does not say."""
         return defaults.STOP_GRACE if self.spec.stop_grace is None else self.spec.stop_grace
 
-    def row(self, status: RunStatus) -> RunRow:
-        """The run for the journal."""
+    @property
+    def reattach_window(self) -> float:
+        """How long workers here go on without agentd, if they do."""
+        window = self.spec.rendezvous.reattach_window
+        return defaults.REATTACH_WINDOW if window is None else window
+
+    def row(self, status: RunStatus, wish: str = "") -> RunRow:
+        """The run for the journal. `wish`: the Stop that was accepted, if one was."""
         return RunRow(
             run_id=self.spec.run_id,
             incarnation=self.incarnation,
@@ -70,6 +77,7 @@ class Part:
             node_name=self.node_name,
             hub_address=self.hub_address,
             passed_env=self.passed_env,
+            wish=wish,
         )
 
 
@@ -108,8 +116,8 @@ class NodeRun:
 
     # What the registry asks.
 
-    def start(self) -> None:
-        """Begin: everything was checked and journalled."""
+    def start(self, left: Sequence[LeftGroup] = ()) -> None:
+        """Begin: everything was checked and journalled. `left`: groups that an earlier agentd began."""
         part = self.part
         self._session = self._rendezvous.session(
             part.hub_address,
@@ -118,10 +126,24 @@ class NodeRun:
             address=part.address,
             node_name=part.node_name,
             listener=self,
+            reattach_window=part.reattach_window if self._shared.host_mode == KEEP else None,
         )
+        self._go_on(left, self._session)
         self.status = self._composed()
         self._changed(self)
         self.take_on(part.plans)
+
+    def _go_on(self, left: Sequence[LeftGroup], session: Session) -> None:
+        """Supervise what an earlier agentd began, and speak for it at the hub."""
+        for group in left:
+            if member := as_member(group.state):
+                session.resume(member)
+            spec = replace(group.spec, token="", mode=self._shared.host_mode)
+            supervisor = Supervisor(spec, session, self._shared, self._refresh, group)
+            self._supervisors[supervisor.role] = supervisor
+            if group.state.phase is Phase.FAILED:
+                # The hub may not have heard that it gave up.
+                session.leave(supervisor.role, group.state.reason, failed=True)
 
     def take_on(self, plans: Sequence[RolePlan]) -> None:
         """Supervise a group of each of these roles, unless one is alive already."""
@@ -133,7 +155,7 @@ class NodeRun:
                 continue
             if former is not None:
                 self._former_logs.extend(former.worker_logs())
-            spec = host_spec(self.part, plan, self._shared.state_dir)
+            spec = host_spec(self.part, plan, self._shared)
             supervisor = Supervisor(spec, self._session, self._shared, self._refresh)
             self._supervisors[supervisor.role] = supervisor
             supervisor.post(ev.Begin())
@@ -258,11 +280,16 @@ class NodeRun:
 
     def on_hub_lost(self, problem: str) -> None:
         """The hub does not answer; workers go on."""
-        self._hub_problem = f"hub {self.status.hub_address} unreachable: {problem}"
+        sentence = f"hub {self.status.hub_address} unreachable: {problem}"
+        if not self._hub_problem:
+            self._shared.journal.post(history.hub_lost(self.status, sentence, time.time()))
+        self._hub_problem = sentence
         self._refresh()
 
     def on_hub_found(self) -> None:
         """The hub answers again."""
+        if self._hub_problem:
+            self._shared.journal.post(history.hub_found(self.status, time.time()))
         self._hub_problem = ""
         self._refresh()
 
@@ -309,7 +336,7 @@ class NodeRun:
             self._changed(self)
 
     async def _conclude(self, status: RunStatus) -> None:
-        await self._shared.journal.write(self.part.row(status))
+        await self._shared.journal.write(self.part.row(status), history.run_ended(status, time.time()))
         _log.info("run ended here", extra={"run_id": status.run_id, "phase": status.phase.value})
         self.status = status
         self.ended.set()
@@ -319,7 +346,7 @@ class NodeRun:
             await session.close()
 
 
-def host_spec(part: Part, plan: RolePlan, state_dir: str) -> HostSpec:
+def host_spec(part: Part, plan: RolePlan, facilities: Facilities) -> HostSpec:
     """What a host of one role is told; its token is made for each host."""
     spec, role = part.spec, plan.role
     return HostSpec(
@@ -334,7 +361,10 @@ def host_spec(part: Part, plan: RolePlan, state_dir: str) -> HostSpec:
         cwd=plan.cwd,
         stop_grace_s=part.stop_grace,
         monitor_interval_s=spec.monitor_interval or defaults.MONITOR_INTERVAL,
-        log_root=layout.log_root(state_dir, plan.log_root, spec.run_id, part.incarnation, role.role),
+        log_root=layout.log_root(
+            facilities.state_dir, plan.log_root, spec.run_id, part.incarnation, role.role
+        ),
+        mode=facilities.host_mode,
         max_restarts=spec.max_restarts,
         master_addr=role.master_addr,
         master_port=role.master_port,

@@ -18,14 +18,16 @@ from dataclasses import dataclass, replace
 
 from agentd.api.types import TERMINAL, Failure, GroupStatus, Phase, WorkerState, WorkerStatus
 from agentd.core import group_events as ev
-from agentd.core.group import GroupState, step
-from agentd.groups import layout
+from agentd.core.group import GroupState, HostState, step
+from agentd.groups import history, layout
 from agentd.groups.journal import Journal
+from agentd.groups.left import LeftGroup, state_text
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Member
-from agentd.groups.records import ElasticEventRow, EventRow, GroupRow
+from agentd.groups.records import ElasticEventRow, GroupRow
 from agentd.host import wire
-from agentd.host.handle import HostDoor, HostHandle
+from agentd.host.door import HostDoor
+from agentd.host.handle import HostHandle
 from agentd.procs import tree
 from agentd.procs.identity import ProcessIdentity, boot_id
 from agentd.procs.spawn import SpawnError
@@ -53,34 +55,44 @@ class Facilities:
     """For what may hang with a disk."""
     sweeps: Executor
     """For sweeps, which take seconds when something does not want to die."""
+    host_mode: str = "stop"
+    """What hosts do when their agentd is gone: see `HostSpec.mode`."""
 
 
 class Supervisor:
     """Takes care of one worker group from its admission to its end."""
 
     def __init__(
-        self, spec: wire.HostSpec, member: Member, facilities: Facilities, changed: Callable[[], object]
+        self,
+        spec: wire.HostSpec,
+        member: Member,
+        facilities: Facilities,
+        changed: Callable[[], object],
+        left: LeftGroup | None = None,
     ) -> None:
-        """`spec` has no token yet: each host gets its own."""
+        """`spec` has no token yet: each host gets its own. `left`: what an earlier agentd left of it."""
         self._spec = spec
         self._member = member
         self._shared = facilities
         self._changed = changed
         self._dir = layout.group_dir(facilities.state_dir, spec.run_id, spec.incarnation, spec.role)
-        self._state = GroupState(
-            role=spec.role, local_world_size=spec.local_world_size, stop_grace=spec.stop_grace_s
-        )
+        self._state = left.state if left else _new_state(spec)
+        self._sequence = left.sequence if left else 0
+        """The last report that the state knows of."""
         self._status = self._state.as_status()
-        self._events: deque[ev.GroupEvent] = deque()
+        self._events: deque[tuple[int, ev.GroupEvent]] = deque()
+        """Each with the number of the report it came with, or 0."""
         self._wake = asyncio.Event()
         self._handle: HostHandle | None = None
-        self._token = ""
-        self._sessions: frozenset[ProcessIdentity] = frozenset()
+        self._token = left.spec.token if left else ""
+        self._sessions: frozenset[ProcessIdentity] = left.sessions if left else frozenset()
         """Of the workers of which the host has not said that nothing is left."""
-        self._logs: deque[WorkerLog] = deque(maxlen=KEPT_LOGS)
+        self._logs: deque[WorkerLog] = deque(left.logs if left else (), maxlen=KEPT_LOGS)
         self._background: set[asyncio.Task[None]] = set()
         self._task = asyncio.get_running_loop().create_task(self._live(), name=f"group {self._dir}")
         self.ended = asyncio.Event()
+        if left is not None:
+            self._go_on(left)
 
     @property
     def role(self) -> str:
@@ -116,11 +128,13 @@ class Supervisor:
             boot_id=boot_id(),
             directory=self._dir,
             reason=self._state.reason,
+            state=state_text(self._state),
+            sequence=self._sequence,
         )
 
-    def post(self, event: ev.GroupEvent) -> None:
-        """Take note of something that happened. Never blocks."""
-        self._events.append(event)
+    def post(self, event: ev.GroupEvent, sequence: int = 0) -> None:
+        """Take note of something that happened, told by the report of that number. Never blocks."""
+        self._events.append((sequence, event))
         self._wake.set()
 
     def signal(self, signum: int, ranks: Sequence[int]) -> tuple[int, ...]:
@@ -150,31 +164,40 @@ class Supervisor:
 
     def on_host_frame(self, frame: wire.ReportFrame) -> None:
         """One report of the host becomes one event; what its agent recorded only goes to the journal."""
+        event = self._event_of(frame)
+        if event is not None:
+            self.post(event, frame.sequence)
+
+    def _event_of(self, frame: wire.ReportFrame) -> ev.GroupEvent | None:
         match frame:
             case wire.Ready():
                 self._sessions = frozenset()
-                self.post(ev.HostReady(frame.master_port))
+                return ev.HostReady(frame.master_port)
             case wire.Started():
                 workers = tuple(self._worker(worker) for worker in frame.workers)
                 self._sessions = frozenset(ProcessIdentity(w.pid, w.start_time) for w in frame.workers)
-                self.post(ev.WorkersStarted(frame.round, workers))
+                return ev.WorkersStarted(frame.round, workers)
             case wire.Exited():
-                self.post(
-                    ev.WorkerExited(
-                        frame.round, frame.local_rank, frame.exit_code, frame.signal, frame.torn_down
-                    )
+                return ev.WorkerExited(
+                    frame.round, frame.local_rank, frame.exit_code, frame.signal, frame.torn_down
                 )
             case wire.Failed():
-                self.post(self._failure_event(frame))
+                return self._failure_event(frame)
             case wire.Done():
                 self._sessions = frozenset()
-                self.post(ev.WorkersDone(frame.round))
+                return ev.WorkersDone(frame.round)
             case wire.Unkillable():
-                self.post(ev.WorkersUnkillable(_stuck_sentence(frame.pids, frame.wait_channels)))
+                return ev.WorkersUnkillable(_stuck_sentence(frame.pids, frame.wait_channels))
+            case wire.Ended():
+                return ev.HostEnding(frame.reason)
             case wire.Recorded():
                 self._shared.journal.post(self._elastic_event(frame))
-            case wire.Ended():
-                self.post(ev.HostEnding(frame.reason))
+                return None
+
+    def on_host_met(self) -> None:
+        """It is connected again."""
+        self._shared.journal.post(history.host_met(self._spec, self._state, time.time()))
+        self.post(ev.HostMet())
 
     def on_host_exit(self, reason: str) -> None:
         """The host process is gone."""
@@ -219,8 +242,8 @@ class Supervisor:
     async def _live(self) -> None:
         try:
             while self._state.phase not in TERMINAL:
-                event = await self._next_event()
-                before = self._state
+                sequence, event = await self._next_event()
+                before, self._sequence = self._state, max(self._sequence, sequence)
                 self._state, effects = step(before, event, time.monotonic())
                 await self._note(event, before)
                 for effect in effects:
@@ -235,7 +258,13 @@ class Supervisor:
         self.ended.set()
         self._changed()
 
-    async def _next_event(self) -> ev.GroupEvent:
+    def _go_on(self, left: LeftGroup) -> None:
+        """Take the group over: what its host says from here on is heard, whether it lives or not."""
+        self.post(ev.Resumed())
+        if left.host is not None and left.state.host in (HostState.LIVE, HostState.LEAVING):
+            self._handle = self._shared.door.await_host(left.spec, self._dir, left.host, left.sequence, self)
+
+    async def _next_event(self) -> tuple[int, ev.GroupEvent]:
         while not self._events:
             self._wake.clear()
             overdue_at = self._state.overdue_at
@@ -243,7 +272,7 @@ class Supervisor:
             try:
                 await asyncio.wait_for(self._wake.wait(), timeout)
             except asyncio.TimeoutError:
-                return ev.Tick()
+                return 0, ev.Tick()
         return self._events.popleft()
 
     async def _note(self, event: ev.GroupEvent, before: GroupState) -> None:
@@ -252,8 +281,13 @@ class Supervisor:
         if state is before and not isinstance(event, ev.HostSpawned):
             return
         moved = state.phase is not before.phase
-        if moved or state.round != before.round or isinstance(event, ev.HostSpawned | ev.Begin):
-            await self._shared.journal.write(self.row(), *([self._history(event)] if moved else []))
+        told = history.of_group(self._spec, event, before, state, time.time())
+        ending = state.ending != before.ending
+        if moved or ending or state.round != before.round or isinstance(event, ev.HostSpawned | ev.Begin):
+            await self._shared.journal.write(self.row(), *told)
+        elif told:
+            # Together, or the next agentd would tell of it once more.
+            self._shared.journal.post(self.row(), *told)
         if moved:
             _log.info("group is %s", state.phase, extra=self._facts())
         if isinstance(event, ev.WorkersStarted):
@@ -349,17 +383,6 @@ class Supervisor:
             for worker in event.workers
         )
 
-    def _history(self, event: ev.GroupEvent) -> EventRow:
-        return EventRow(
-            time=time.time(),
-            run_id=self._spec.run_id,
-            incarnation=self._spec.incarnation,
-            role=self.role,
-            event=type(event).__name__,
-            phase=self._state.phase,
-            detail=self._state.reason,
-        )
-
     def _elastic_event(self, frame: wire.Recorded) -> ElasticEventRow:
         return ElasticEventRow(
             run_id=self._spec.run_id,
@@ -378,6 +401,10 @@ class Supervisor:
             "round": self._state.round,
             "reason": self._state.reason,
         }
+
+
+def _new_state(spec: wire.HostSpec) -> GroupState:
+    return GroupState(role=spec.role, local_world_size=spec.local_world_size, stop_grace=spec.stop_grace_s)
 
 
 def _stuck_sentence(pids: Sequence[int], channels: Sequence[str]) -> str:

@@ -7,9 +7,10 @@ import logging
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
-from agentd.host.wire import ReportFrame, as_json
+from agentd.host.wire import Failed, ReportFrame, WireError, as_json, decode
 
 FILE_NAME = "host.jsonl"
 
@@ -47,6 +48,37 @@ class ReportLog:
         except OSError as error:
             # A full disk must not end a training that needs none of it: agentd still hears the report.
             _log.error("a report is not on disk: %s: %s", self._path, error)
+
+
+def read_reports(group_dir: str, after: int, now: float | None = None) -> tuple[ReportFrame, ...]:
+    """The reports with numbers above `after`, oldest first. Lines nobody can read are left out.
+
+    Failures get older until `now`, by default this moment.
+    """
+    try:
+        lines = Path(group_dir, FILE_NAME).read_bytes().splitlines()
+    except FileNotFoundError:
+        return ()
+    now = time.time() if now is None else now
+    found: list[ReportFrame] = []
+    for line in reversed(lines):
+        try:
+            frame = decode(line)
+        except WireError:
+            continue
+        if not isinstance(frame, ReportFrame):
+            continue
+        if frame.sequence <= after:
+            break
+        found.append(_older(frame, now))
+    return tuple(reversed(found))
+
+
+def _older(frame: ReportFrame, now: float) -> ReportFrame:
+    if not isinstance(frame, Failed):
+        return frame
+    since = max(0.0, now - frame.time)
+    return replace(frame, failures=tuple(replace(f, age_s=f.age_s + since) for f in frame.failures))
 
 
 def _read_tail(fd: int) -> bytes:

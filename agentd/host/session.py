@@ -182,7 +182,7 @@ class HostSession:
             self._spec = self._spec or frame.spec
         elif isinstance(frame, Refused):
             self._refusal = frame.reason
-            self._stop(FinishHost(state=Phase.STOPPED.value, reason=frame.reason))
+            self._stop_alone(frame.reason)
         elif isinstance(frame, FinishHost):
             self._stop(frame)
         elif self._rendezvous is not None and self._agent is not None:

@@ -6,6 +6,7 @@ has its default; what is there must have its type. Anything else is a `WireError
 
 from __future__ import annotations
 
+import enum
 import functools
 import json
 import struct
@@ -301,7 +302,7 @@ def decode(payload: bytes) -> Frame:
     cls = FRAMES.get(kind) if isinstance(kind, str) else None
     if cls is None:
         raise WireError(f"no frame has the type {kind!r:.60}")
-    frame: Frame = _build(cls, body, cls.type)
+    frame: Frame = build(cls, body, cls.type)
     return frame
 
 
@@ -341,7 +342,10 @@ def _field_types(cls: type) -> Mapping[str, Any]:
     return {field.name: hints[field.name] for field in fields(cls)}
 
 
-def _build(cls: Any, body: Mapping[str, Any], where: str) -> Any:
+def build(cls: Any, body: object, where: str) -> Any:
+    """A frozen dataclass from its JSON object: unknown fields are left out. Raises `WireError`."""
+    if not isinstance(body, dict):
+        raise WireError(f"{where} is no JSON object")
     values = {
         name: _value(kind, body[name], f"{where}.{name}")
         for name, kind in _field_types(cls).items()
@@ -370,9 +374,11 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict):
         return {key: _value(get_args(kind)[1], item, where) for key, item in value.items()}
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        return _build(kind, value, where)
+        return build(kind, value, where)
     if kind is float and type(value) is int:
         return float(value)
     if isinstance(kind, type) and type(value) is kind:
         return value
+    if isinstance(kind, type) and issubclass(kind, enum.Enum) and value in [item.value for item in kind]:
+        return kind(value)
     raise WireError(f"{where} cannot be {value!r:.60}")

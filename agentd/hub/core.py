@@ -7,11 +7,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from agentd.api.types import Phase
 from agentd.hub import reports, sessions
 from agentd.hub.plan import RunPlan
+from agentd.hub.ranks import assign
 from agentd.hub.rounds import advance, due, finish, hasten
 from agentd.hub.sessions import refusal
 from agentd.hub.state import (
@@ -23,6 +25,8 @@ from agentd.hub.state import (
     MemberKey,
     Node,
     NodeSilent,
+    Offer,
+    Place,
     Publish,
     Received,
     RunState,
@@ -49,18 +53,17 @@ def begin(plan: RunPlan, now: float, record: HubRecord | None = None) -> RunStat
         reason=record.reason,
         join_deadline=now + plan.join_timeout,
     )
-    if record.outcome or not record.members:
+    if not record.members:
         return state
-    state = _with_the_last_round(state, record, now)
-    # Workers of agentd's own do not outlive it yet: with the hub's agentd a part of the round may be gone.
-    if plan.spec.external_agents and not record.stopping:
-        return _running_on(state)
-    return _waiting_for_the_last_round(state, now)
+    if record.outcome:
+        return _ending_still(_with_the_last_round(state, record, now, 0.0), record, now)
+    if record.stopping:
+        return _waiting_for_the_last_round(_with_the_last_round(state, record, now, plan.return_window), now)
+    return _running_on(_with_the_last_round(state, record, now, plan.reattach_window), record)
 
 
-def _with_the_last_round(state: RunState, record: HubRecord, now: float) -> RunState:
+def _with_the_last_round(state: RunState, record: HubRecord, now: float, window: float) -> RunState:
     """Its nodes may still run it, and have some time to come back."""
-    window = state.plan.return_window
     nodes: dict[str, Node] = {}
     for member in record.members:
         known = nodes.get(member.node_id)
@@ -82,9 +85,30 @@ def _with_the_last_round(state: RunState, record: HubRecord, now: float) -> RunS
     )
 
 
-def _running_on(state: RunState) -> RunState:
+def _ending_still(state: RunState, record: HubRecord, now: float) -> RunState:
+    """Its outcome stands; each of its members says that nothing of it runs there, or is not waited for."""
+    grace = state.plan.stop_grace if record.end_grace is None else record.end_grace
+    return replace(
+        state,
+        beat=Beat.ENDING,
+        end_grace=record.end_grace,
+        owing=dict.fromkeys(state.order),
+        detached={},
+        answer_deadline=now + grace + state.plan.answer_limit,
+    )
+
+
+def _running_on(state: RunState, record: HubRecord) -> RunState:
     """The round goes on with those who come back; whoever does not is lost."""
-    return replace(state, beat=Beat.RUNNING, reason="", live=dict.fromkeys(state.order))
+    live: Mapping[MemberKey, Place | None] = dict.fromkeys(state.order)
+    if all(member.master_port for member in record.members):
+        # A member that the last hub could not tell its place is told now.
+        offers = {
+            MemberKey(member.node_id, member.role): Offer(member.local_world_size, member.master_port)
+            for member in record.members
+        }
+        live = assign(replace(state, waiting=offers), state.order, state.round)
+    return replace(state, beat=Beat.RUNNING, reason="", live=live)
 
 
 def _waiting_for_the_last_round(state: RunState, now: float) -> RunState:

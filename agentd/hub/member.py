@@ -25,6 +25,7 @@ from agentd.hub.messages import (
     HubLeaving,
     HubMessage,
     MemberMessage,
+    MemberState,
     MemberWaiting,
     NodeMessage,
     RunFinished,
@@ -138,6 +139,10 @@ class MemberSession:
         """Begin to dial. What is said before is kept."""
         if self._task is None and not self._closing:
             self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def resume(self, state: MemberState) -> None:
+        """Speak for a member as another agentd of this node left it. Right after `start`, before any word."""
+        self._book.resume(state)
 
     def ready(self, role: str, local_world_size: int, master_port: int, round_: int) -> None:
         """None of the member's workers run; it wants a place, and holds a port for rank 0.

@@ -57,6 +57,16 @@ class MemberBook:
             for member in self._members.values()
         )
 
+    def resume(self, state: MemberState) -> None:
+        """Know a member as another agentd of this node left it, before any stream is open."""
+        self._members[state.role] = _Member(
+            role=state.role,
+            local_world_size=state.local_world_size,
+            condition=state.condition,
+            round=state.round,
+        )
+        self._placed[state.role] = max(self._placed.get(state.role, 0), state.round)
+
     def states(self) -> tuple[MemberState, ...]:
         """The members for the hello of a new stream."""
         return tuple(

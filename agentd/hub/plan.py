@@ -41,8 +41,17 @@ class RunPlan:
 
     @property
     def return_window(self) -> float:
-        """How long a hub that began again waits for a node that may run its last round."""
+        """How long a hub that began again waits for a node that may run its last round, if another is due."""
         return max(self.lease, RETURN_TIME)
+
+    @property
+    def reattach_window(self) -> float:
+        """How long it waits for one while the round goes on."""
+        wished = self.spec.rendezvous.reattach_window
+        if wished is None:
+            # Agents in processes of their own are lost with these, and so are their workers.
+            wished = 0.0 if self.spec.external_agents else defaults.REATTACH_WINDOW
+        return max(wished, self.return_window)
 
     def member_name(self, name: str, role: str) -> str:
         """A member as people name it: the node alone where there is one role."""

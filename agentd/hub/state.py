@@ -105,6 +105,8 @@ class RecordedMember:
     address: str
     name: str
     local_world_size: int
+    master_port: int = 0
+    """What it offered for the round; 0: an older agentd did not write it down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,8 @@ class HubRecord:
     reason: str = ""
     members: tuple[RecordedMember, ...] = ()
     """By group rank."""
+    end_grace: float | None = None
+    """For the workers of a run that is over. None: the run's own."""
     stopping: bool = False
     """The round was being stopped, so its members may know that it is over."""
 
@@ -143,7 +147,7 @@ class RunState:
     waiting: Mapping[MemberKey, Offer] = field(default_factory=_nothing)
     """Want a place and run nothing, in order of arrival."""
     live: Mapping[MemberKey, Place | None] = field(default_factory=_nothing)
-    """Have a place in the running round; None: given by an earlier agentd, which did not write it down."""
+    """Have a place in the running round; None: given by an older agentd, which did not write it down."""
     done: Mapping[MemberKey, Place | None] = field(default_factory=_nothing)
     """Succeeded in the running round."""
     owing: Mapping[MemberKey, Place | None] = field(default_factory=_nothing)

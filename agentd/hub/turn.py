@@ -67,6 +67,7 @@ class Turn:
                     outcome=state.outcome,
                     reason=state.reason,
                     members=tuple(_recorded(state)),
+                    end_grace=state.end_grace,
                     stopping=state.beat is not Beat.RUNNING,
                 )
             )
@@ -97,7 +98,9 @@ def _recorded(state: RunState) -> Iterator[RecordedMember]:
     """The members of the round that have not said that it is gone."""
     for key in state.order:
         node = state.nodes.get(key.node_id)
-        if node is not None and any(key in members for members in (state.live, state.done, state.owing)):
+        holding = next((m for m in (state.live, state.done, state.owing) if key in m), None)
+        if node is not None and holding is not None:
+            place = holding[key]
             yield RecordedMember(
                 node_id=key.node_id,
                 role=key.role,
@@ -105,6 +108,7 @@ def _recorded(state: RunState) -> Iterator[RecordedMember]:
                 address=node.address,
                 name=node.name,
                 local_world_size=node.sizes.get(key.role, 0),
+                master_port=place.offer.master_port if place is not None else 0,
             )
 
 

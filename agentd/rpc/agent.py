@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
+from urllib.parse import unquote
 
-from agentd.api import convert
+from agentd.api import convert, historywire
 from agentd.api.errors import InvalidSpec
 from agentd.api.types import LogChunk, RunStatus, StreamEnd
 from agentd.rpc.paging import page
-from agentd.rpc.ports import Logs, Node, Runs
+from agentd.rpc.ports import Handover, History, Logs, Node, Runs
 from agentd.rpc.streams import OpenStreams, paced
 from agentd.v1 import agent_service_pb2 as pb
 from agentd.v1 import run_pb2
@@ -28,10 +29,14 @@ Context = Any
 class AgentServicer(AgentServiceServicer):
     """What one agentd does for its callers."""
 
-    def __init__(self, runs: Runs, logs: Logs, node: Node, streams: OpenStreams) -> None:
+    def __init__(
+        self, runs: Runs, logs: Logs, node: Node, history: History, handover: Handover, streams: OpenStreams
+    ) -> None:
         self._runs = runs
         self._logs = logs
         self._node = node
+        self._history = history
+        self._handover = handover
         self._streams = streams
         self._messages = _Messages()
 
@@ -66,7 +71,7 @@ class AgentServicer(AgentServiceServicer):
                         yield pb.WatchResponse(heartbeat=pb.WatchHeartbeat(revision=revision))
 
     async def Stop(self, request: pb.StopRequest, context: Context) -> pb.StopResponse:
-        status = await self._runs.stop(convert.stop_request_from_message(request))
+        status = await self._runs.stop(convert.stop_request_from_message(request), _caller(context))
         return pb.StopResponse(status=convert.run_status_to_message(status))
 
     async def Logs(self, request: pb.LogsRequest, context: Context) -> AsyncIterator[pb.LogsResponse]:
@@ -83,12 +88,25 @@ class AgentServicer(AgentServiceServicer):
 
     async def Signal(self, request: pb.SignalRequest, context: Context) -> pb.SignalResponse:
         ranks = await self._runs.signal(
-            request.run_id, request.incarnation, request.signal, tuple(request.ranks)
+            request.run_id, request.incarnation, request.signal, tuple(request.ranks), _caller(context)
         )
         return pb.SignalResponse(ranks=ranks)
 
     async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> pb.GetNodeResponse:
         return convert.node_info_to_message(await self._node.info())
+
+    async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
+        page = await self._history.events(historywire.events_request_from_message(request))
+        return historywire.events_page_to_message(page)
+
+    async def ListEndedRuns(
+        self, request: pb.ListEndedRunsRequest, context: Context
+    ) -> pb.ListEndedRunsResponse:
+        page = await self._history.ended_runs(request.page_size, request.page_token)
+        return historywire.ended_runs_to_message(page)
+
+    async def Handover(self, request: pb.HandoverRequest, context: Context) -> pb.HandoverResponse:
+        return pb.HandoverResponse(pid=self._handover.ask(request.pid))
 
 
 class _Messages:
@@ -112,6 +130,12 @@ class _Messages:
             if len(self._made) > self.LIMIT:
                 self._made.pop(next(iter(self._made)))
         return made[1]
+
+
+def _caller(context: Context) -> str:
+    """Where a call comes from, for people."""
+    peer = unquote(str(context.peer()))
+    return "this machine" if peer.startswith("unix:") else peer.partition(":")[2]
 
 
 def _silence(request: pb.WatchRequest) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from agentd.api.history import EndedRunsPage, EventsPage, EventsRequest
 from agentd.api.types import (
     LogChunk,
     LogsRequest,
@@ -29,13 +30,27 @@ class Runs(Protocol):
         self, run_id: str, incarnation: int, after_revision: int
     ) -> AsyncIterator[RunStatus | StreamEnd]: ...
 
-    async def stop(self, request: StopRequest) -> RunStatus: ...
+    async def stop(self, request: StopRequest, caller: str = "") -> RunStatus: ...
 
     async def signal(
-        self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...]
+        self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...], caller: str = ""
     ) -> tuple[int, ...]: ...
 
     def health(self, run_id: str, role: str | None) -> bool: ...
+
+
+class History(Protocol):
+    """What happened on this node."""
+
+    async def events(self, request: EventsRequest) -> EventsPage: ...
+
+    async def ended_runs(self, page_size: int, page_token: str) -> EndedRunsPage: ...
+
+
+class Handover(Protocol):
+    """The end of this agentd, but not of what it started."""
+
+    def ask(self, pid: int) -> int: ...
 
 
 class Logs(Protocol):

@@ -620,6 +620,22 @@ global___GetNodeRequest = GetNodeRequest
 class GetNodeResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class ConditionDetailsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     NODE_ID_FIELD_NUMBER: builtins.int
     AGENT_UID_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
@@ -645,6 +661,7 @@ class GetNodeResponse(google.protobuf.message.Message):
     CONDITIONS_FIELD_NUMBER: builtins.int
     AGENTD_RESIDENT_BYTES_FIELD_NUMBER: builtins.int
     HOSTNAME_FIELD_NUMBER: builtins.int
+    CONDITION_DETAILS_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     """What the node calls itself."""
     agent_uid: builtins.str
@@ -701,7 +718,13 @@ class GetNodeResponse(google.protobuf.message.Message):
 
     @property
     def conditions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Named conditions that degrade the node, such as "JOURNAL_BEHIND"."""
+        """Named conditions of the node: "JOURNAL_BEHIND", "JOURNAL_DAMAGED",
+        "STATE_DISK_SLOW", "UNKILLABLE". More may come.
+        """
+
+    @property
+    def condition_details(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """For people: what a condition is about, by its name."""
 
     def __init__(
         self,
@@ -731,9 +754,10 @@ class GetNodeResponse(google.protobuf.message.Message):
         conditions: collections.abc.Iterable[builtins.str] | None = ...,
         agentd_resident_bytes: builtins.int = ...,
         hostname: builtins.str = ...,
+        condition_details: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["started_at", b"started_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["advertised_address", b"advertised_address", "agent_uid", b"agent_uid", "agentd_resident_bytes", b"agentd_resident_bytes", "conditions", b"conditions", "cpus", b"cpus", "draining", b"draining", "gpus", b"gpus", "groups", b"groups", "grpc_version", b"grpc_version", "hostname", b"hostname", "listen_addresses", b"listen_addresses", "load_15m", b"load_15m", "load_1m", b"load_1m", "load_5m", b"load_5m", "memory_available_bytes", b"memory_available_bytes", "memory_total_bytes", b"memory_total_bytes", "node_id", b"node_id", "pid", b"pid", "protobuf_version", b"protobuf_version", "python_version", b"python_version", "started_at", b"started_at", "state_dir", b"state_dir", "state_dir_free_bytes", b"state_dir_free_bytes", "state_dir_total_bytes", b"state_dir_total_bytes", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["advertised_address", b"advertised_address", "agent_uid", b"agent_uid", "agentd_resident_bytes", b"agentd_resident_bytes", "condition_details", b"condition_details", "conditions", b"conditions", "cpus", b"cpus", "draining", b"draining", "gpus", b"gpus", "groups", b"groups", "grpc_version", b"grpc_version", "hostname", b"hostname", "listen_addresses", b"listen_addresses", "load_15m", b"load_15m", "load_1m", b"load_1m", "load_5m", b"load_5m", "memory_available_bytes", b"memory_available_bytes", "memory_total_bytes", b"memory_total_bytes", "node_id", b"node_id", "pid", b"pid", "protobuf_version", b"protobuf_version", "python_version", b"python_version", "started_at", b"started_at", "state_dir", b"state_dir", "state_dir_free_bytes", b"state_dir_free_bytes", "state_dir_total_bytes", b"state_dir_total_bytes", "version", b"version"]) -> None: ...
 
 global___GetNodeResponse = GetNodeResponse
 
@@ -764,3 +788,235 @@ class GroupRef(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "phase", b"phase", "role", b"role", "run_id", b"run_id"]) -> None: ...
 
 global___GroupRef = GroupRef
+
+@typing.final
+class ListEventsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    AFTER_ID_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    TAIL_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """Empty: everything the node has kept."""
+    incarnation: builtins.int
+    """Which use of the run_id. 0: the newest."""
+    after_id: builtins.int
+    """Only what came later than the event of this id."""
+    page_size: builtins.int
+    """At most this many in an answer. Default 200, at most 1000."""
+    tail: builtins.int
+    """Of all there are only so many, the newest. 0: all."""
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        incarnation: builtins.int = ...,
+        after_id: builtins.int = ...,
+        page_size: builtins.int = ...,
+        tail: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after_id", b"after_id", "incarnation", b"incarnation", "page_size", b"page_size", "run_id", b"run_id", "tail", b"tail"]) -> None: ...
+
+global___ListEventsRequest = ListEventsRequest
+
+@typing.final
+class ListEventsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: builtins.int
+    MORE_FIELD_NUMBER: builtins.int
+    more: builtins.bool
+    """There are more already: ask again, after the last one."""
+    @property
+    def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Event]:
+        """Oldest first."""
+
+    def __init__(
+        self,
+        *,
+        events: collections.abc.Iterable[global___Event] | None = ...,
+        more: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["events", b"events", "more", b"more"]) -> None: ...
+
+global___ListEventsResponse = ListEventsResponse
+
+@typing.final
+class Event(google.protobuf.message.Message):
+    """Something that happened on a node."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    TIME_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    RUN_ID_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    ROLE_FIELD_NUMBER: builtins.int
+    PHASE_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    WORKERS_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    """Grows within the node's journal."""
+    node_id: builtins.str
+    """Where it happened."""
+    kind: builtins.str
+    """"run_started", "workers_started", "worker_ended", ...: docs/cli.md has the
+    list. More may come.
+    """
+    run_id: builtins.str
+    """Empty: it happened to the node as a whole."""
+    incarnation: builtins.int
+    """Which use of the run_id."""
+    role: builtins.str
+    """Empty: it happened to the node's whole part in the run."""
+    phase: agentd.v1.run_pb2.Phase.ValueType
+    """Of the worker group or run afterwards."""
+    round: builtins.int
+    """0: of none."""
+    detail: builtins.str
+    """For people."""
+    @property
+    def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """By the node's clock."""
+
+    @property
+    def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___EventWorker]:
+        """Those it is about."""
+
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        node_id: builtins.str = ...,
+        kind: builtins.str = ...,
+        run_id: builtins.str = ...,
+        incarnation: builtins.int = ...,
+        role: builtins.str = ...,
+        phase: agentd.v1.run_pb2.Phase.ValueType = ...,
+        round: builtins.int = ...,
+        detail: builtins.str = ...,
+        workers: collections.abc.Iterable[global___EventWorker] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["time", b"time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["detail", b"detail", "id", b"id", "incarnation", b"incarnation", "kind", b"kind", "node_id", b"node_id", "phase", b"phase", "role", b"role", "round", b"round", "run_id", b"run_id", "time", b"time", "workers", b"workers"]) -> None: ...
+
+global___Event = Event
+
+@typing.final
+class EventWorker(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: builtins.int
+    LOCAL_RANK_FIELD_NUMBER: builtins.int
+    PID_FIELD_NUMBER: builtins.int
+    EXIT_CODE_FIELD_NUMBER: builtins.int
+    SIGNAL_FIELD_NUMBER: builtins.int
+    rank: builtins.int
+    """Global rank in the round."""
+    local_rank: builtins.int
+    """Among the workers of its group."""
+    pid: builtins.int
+    """Process id."""
+    exit_code: builtins.int
+    """If it ended by exit."""
+    signal: builtins.int
+    """If a signal ended it."""
+    def __init__(
+        self,
+        *,
+        rank: builtins.int = ...,
+        local_rank: builtins.int = ...,
+        pid: builtins.int = ...,
+        exit_code: builtins.int | None = ...,
+        signal: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "exit_code", b"exit_code", "signal", b"signal"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "exit_code", b"exit_code", "local_rank", b"local_rank", "pid", b"pid", "rank", b"rank", "signal", b"signal"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_exit_code", b"_exit_code"]) -> typing.Literal["exit_code"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_signal", b"_signal"]) -> typing.Literal["signal"] | None: ...
+
+global___EventWorker = EventWorker
+
+@typing.final
+class ListEndedRunsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    """At most this many in an answer. Default 100, at most 1000."""
+    page_token: builtins.str
+    """From the last answer."""
+    def __init__(
+        self,
+        *,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+
+global___ListEndedRunsRequest = ListEndedRunsRequest
+
+@typing.final
+class ListEndedRunsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty: there is nothing more."""
+    @property
+    def runs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[agentd.v1.run_pb2.RunStatus]:
+        """The newest end first."""
+
+    def __init__(
+        self,
+        *,
+        runs: collections.abc.Iterable[agentd.v1.run_pb2.RunStatus] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "runs", b"runs"]) -> None: ...
+
+global___ListEndedRunsResponse = ListEndedRunsResponse
+
+@typing.final
+class HandoverRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PID_FIELD_NUMBER: builtins.int
+    pid: builtins.int
+    """The process that is to end, as GetNode tells it: repeated, the call does
+    nothing to the next agentd.
+    """
+    def __init__(
+        self,
+        *,
+        pid: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pid", b"pid"]) -> None: ...
+
+global___HandoverRequest = HandoverRequest
+
+@typing.final
+class HandoverResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PID_FIELD_NUMBER: builtins.int
+    pid: builtins.int
+    """The process that answers. Another one than was asked for: it has ended."""
+    def __init__(
+        self,
+        *,
+        pid: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["pid", b"pid"]) -> None: ...
+
+global___HandoverResponse = HandoverResponse

@@ -49,6 +49,21 @@ class AgentServiceStub(object):
                 request_serializer=agentd_dot_v1_dot_agent__service__pb2.GetNodeRequest.SerializeToString,
                 response_deserializer=agentd_dot_v1_dot_agent__service__pb2.GetNodeResponse.FromString,
                 )
+        self.ListEvents = channel.unary_unary(
+                '/agentd.v1.AgentService/ListEvents',
+                request_serializer=agentd_dot_v1_dot_agent__service__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=agentd_dot_v1_dot_agent__service__pb2.ListEventsResponse.FromString,
+                )
+        self.ListEndedRuns = channel.unary_unary(
+                '/agentd.v1.AgentService/ListEndedRuns',
+                request_serializer=agentd_dot_v1_dot_agent__service__pb2.ListEndedRunsRequest.SerializeToString,
+                response_deserializer=agentd_dot_v1_dot_agent__service__pb2.ListEndedRunsResponse.FromString,
+                )
+        self.Handover = channel.unary_unary(
+                '/agentd.v1.AgentService/Handover',
+                request_serializer=agentd_dot_v1_dot_agent__service__pb2.HandoverRequest.SerializeToString,
+                response_deserializer=agentd_dot_v1_dot_agent__service__pb2.HandoverResponse.FromString,
+                )
 
 
 class AgentServiceServicer(object):
@@ -104,6 +119,29 @@ class AgentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEvents(self, request, context):
+        """What happened on this node, from its journal: runs that ended and earlier
+        agentds too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEndedRuns(self, request, context):
+        """Runs that have ended, from the journal, as long as it keeps them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Handover(self, request, context):
+        """Ends agentd and leaves hosts and workers to the next one on its state
+        directory. Answers before it ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -141,6 +179,21 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.GetNode,
                     request_deserializer=agentd_dot_v1_dot_agent__service__pb2.GetNodeRequest.FromString,
                     response_serializer=agentd_dot_v1_dot_agent__service__pb2.GetNodeResponse.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=agentd_dot_v1_dot_agent__service__pb2.ListEventsRequest.FromString,
+                    response_serializer=agentd_dot_v1_dot_agent__service__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'ListEndedRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEndedRuns,
+                    request_deserializer=agentd_dot_v1_dot_agent__service__pb2.ListEndedRunsRequest.FromString,
+                    response_serializer=agentd_dot_v1_dot_agent__service__pb2.ListEndedRunsResponse.SerializeToString,
+            ),
+            'Handover': grpc.unary_unary_rpc_method_handler(
+                    servicer.Handover,
+                    request_deserializer=agentd_dot_v1_dot_agent__service__pb2.HandoverRequest.FromString,
+                    response_serializer=agentd_dot_v1_dot_agent__service__pb2.HandoverResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -268,5 +321,56 @@ class AgentService(object):
         return grpc.experimental.unary_unary(request, target, '/agentd.v1.AgentService/GetNode',
             agentd_dot_v1_dot_agent__service__pb2.GetNodeRequest.SerializeToString,
             agentd_dot_v1_dot_agent__service__pb2.GetNodeResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/agentd.v1.AgentService/ListEvents',
+            agentd_dot_v1_dot_agent__service__pb2.ListEventsRequest.SerializeToString,
+            agentd_dot_v1_dot_agent__service__pb2.ListEventsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListEndedRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/agentd.v1.AgentService/ListEndedRuns',
+            agentd_dot_v1_dot_agent__service__pb2.ListEndedRunsRequest.SerializeToString,
+            agentd_dot_v1_dot_agent__service__pb2.ListEndedRunsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Handover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/agentd.v1.AgentService/Handover',
+            agentd_dot_v1_dot_agent__service__pb2.HandoverRequest.SerializeToString,
+            agentd_dot_v1_dot_agent__service__pb2.HandoverResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

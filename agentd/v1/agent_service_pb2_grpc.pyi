@@ -65,6 +65,28 @@ class AgentServiceStub:
     ]
     """Who this node is and how it is."""
 
+    ListEvents: grpc.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.ListEventsRequest,
+        agentd.v1.agent_service_pb2.ListEventsResponse,
+    ]
+    """What happened on this node, from its journal: runs that ended and earlier
+    agentds too.
+    """
+
+    ListEndedRuns: grpc.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.ListEndedRunsRequest,
+        agentd.v1.agent_service_pb2.ListEndedRunsResponse,
+    ]
+    """Runs that have ended, from the journal, as long as it keeps them."""
+
+    Handover: grpc.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.HandoverRequest,
+        agentd.v1.agent_service_pb2.HandoverResponse,
+    ]
+    """Ends agentd and leaves hosts and workers to the next one on its state
+    directory. Answers before it ends.
+    """
+
 class AgentServiceAsyncStub:
     Run: grpc.aio.UnaryUnaryMultiCallable[
         agentd.v1.agent_service_pb2.RunRequest,
@@ -109,6 +131,28 @@ class AgentServiceAsyncStub:
         agentd.v1.agent_service_pb2.GetNodeResponse,
     ]
     """Who this node is and how it is."""
+
+    ListEvents: grpc.aio.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.ListEventsRequest,
+        agentd.v1.agent_service_pb2.ListEventsResponse,
+    ]
+    """What happened on this node, from its journal: runs that ended and earlier
+    agentds too.
+    """
+
+    ListEndedRuns: grpc.aio.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.ListEndedRunsRequest,
+        agentd.v1.agent_service_pb2.ListEndedRunsResponse,
+    ]
+    """Runs that have ended, from the journal, as long as it keeps them."""
+
+    Handover: grpc.aio.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.HandoverRequest,
+        agentd.v1.agent_service_pb2.HandoverResponse,
+    ]
+    """Ends agentd and leaves hosts and workers to the next one on its state
+    directory. Answers before it ends.
+    """
 
 class AgentServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -168,5 +212,33 @@ class AgentServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[agentd.v1.agent_service_pb2.GetNodeResponse, collections.abc.Awaitable[agentd.v1.agent_service_pb2.GetNodeResponse]]:
         """Who this node is and how it is."""
+
+    @abc.abstractmethod
+    def ListEvents(
+        self,
+        request: agentd.v1.agent_service_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[agentd.v1.agent_service_pb2.ListEventsResponse, collections.abc.Awaitable[agentd.v1.agent_service_pb2.ListEventsResponse]]:
+        """What happened on this node, from its journal: runs that ended and earlier
+        agentds too.
+        """
+
+    @abc.abstractmethod
+    def ListEndedRuns(
+        self,
+        request: agentd.v1.agent_service_pb2.ListEndedRunsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[agentd.v1.agent_service_pb2.ListEndedRunsResponse, collections.abc.Awaitable[agentd.v1.agent_service_pb2.ListEndedRunsResponse]]:
+        """Runs that have ended, from the journal, as long as it keeps them."""
+
+    @abc.abstractmethod
+    def Handover(
+        self,
+        request: agentd.v1.agent_service_pb2.HandoverRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[agentd.v1.agent_service_pb2.HandoverResponse, collections.abc.Awaitable[agentd.v1.agent_service_pb2.HandoverResponse]]:
+        """Ends agentd and leaves hosts and workers to the next one on its state
+        directory. Answers before it ends.
+        """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

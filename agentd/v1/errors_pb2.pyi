@@ -62,7 +62,7 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_HUB_UNREACHABLE: _ErrorReason.ValueType  # 12
     """UNAVAILABLE. The run's hub cannot be reached: "hub", "since"."""
     ERROR_REASON_JOURNAL_UNAVAILABLE: _ErrorReason.ValueType  # 13
-    """UNAVAILABLE. The journal cannot be written: "problem"."""
+    """UNAVAILABLE. The journal cannot be written or read: "problem"."""
     ERROR_REASON_LOG_NOT_FOUND: _ErrorReason.ValueType  # 14
     """NOT_FOUND. No log of these ranks, this role or this round: "run_id",
     "ranks".
@@ -87,6 +87,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """FAILED_PRECONDITION. No workers run now, or none of these ranks: "run_id",
     "phase", and "ranks" if some were named.
     """
+    ERROR_REASON_HANDOVER_REFUSED: _ErrorReason.ValueType  # 22
+    """FAILED_PRECONDITION. Its workers end with this agentd: "node", "mode"."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper): ...
 
@@ -126,7 +128,7 @@ ERROR_REASON_STALE_SESSION: ErrorReason.ValueType  # 11
 ERROR_REASON_HUB_UNREACHABLE: ErrorReason.ValueType  # 12
 """UNAVAILABLE. The run's hub cannot be reached: "hub", "since"."""
 ERROR_REASON_JOURNAL_UNAVAILABLE: ErrorReason.ValueType  # 13
-"""UNAVAILABLE. The journal cannot be written: "problem"."""
+"""UNAVAILABLE. The journal cannot be written or read: "problem"."""
 ERROR_REASON_LOG_NOT_FOUND: ErrorReason.ValueType  # 14
 """NOT_FOUND. No log of these ranks, this role or this round: "run_id",
 "ranks".
@@ -151,4 +153,6 @@ ERROR_REASON_NOT_RUNNING: ErrorReason.ValueType  # 21
 """FAILED_PRECONDITION. No workers run now, or none of these ranks: "run_id",
 "phase", and "ranks" if some were named.
 """
+ERROR_REASON_HANDOVER_REFUSED: ErrorReason.ValueType  # 22
+"""FAILED_PRECONDITION. Its workers end with this agentd: "node", "mode"."""
 global___ErrorReason = ErrorReason

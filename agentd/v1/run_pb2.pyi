@@ -473,8 +473,8 @@ class RendezvousSpec(google.protobuf.message.Message):
 
     @property
     def reattach_window(self) -> google.protobuf.duration_pb2.Duration:
-        """How long a member whose stream broke keeps its place. Without effect in this
-        version: it is one lease, as workers do not outlive their agentd.
+        """How long a member whose stream broke keeps its place, its workers going on;
+        one lease if another round is due meanwhile. Default 60 s.
         """
 
     def __init__(

@@ -130,7 +130,8 @@ def _process(
     target = f"unix:{_socket_path(state_dir)}"
     lifeline_read, lifeline_write = os.pipe()
     ready_read, ready_write = os.pipe()
-    flags = ("--listen", target, "--lifeline-fd", str(lifeline_read), "--ready-fd", str(ready_write))
+    descriptors = ("--lifeline-fd", str(lifeline_read), "--ready-fd", str(ready_write))
+    flags = ("--listen", target, "--host-mode", "stop", *descriptors)
     try:
         # The lock goes along: the directory is in use until both of us are gone.
         process = _spawn(state_dir, flags, (lifeline_read, ready_write, lock), environ)

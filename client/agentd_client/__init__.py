@@ -14,6 +14,7 @@ from agentd.api.errors import (
     DeadlineExceeded,
     DeviceInUse,
     Draining,
+    HandoverRefused,
     HubUnreachable,
     InternalError,
     InvalidSpec,
@@ -32,6 +33,7 @@ from agentd.api.errors import (
     StaleSession,
     Unreachable,
 )
+from agentd.api.history import Event, EventKind, EventWorker
 from agentd.api.types import (
     TERMINAL,
     Command,
@@ -68,6 +70,7 @@ from agentd_client.failures import (
 )
 from agentd_client.nodes import Node
 from agentd_client.report import (
+    HistoryItem,
     LogReceived,
     NodeBack,
     NodeProblem,
@@ -94,11 +97,16 @@ __all__ = [
     "DeviceInUse",
     "Draining",
     "EntrypointKind",
+    "Event",
+    "EventKind",
+    "EventWorker",
     "Failure",
     "Fleet",
     "FleetUnreachable",
     "GroupRef",
     "GroupStatus",
+    "HandoverRefused",
+    "HistoryItem",
     "HubNotShared",
     "HubUnreachable",
     "InternalError",

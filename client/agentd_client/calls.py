@@ -151,6 +151,14 @@ def get_node(target: str, timeout_s: float) -> Plan[NodeInfo]:
     return convert.node_info_from_message(answer)
 
 
+def handover(target: str, pid: int, timeout_s: float) -> Plan[int]:
+    """End a node's agentd and leave its workers to the next one."""
+    request = service.HandoverRequest(pid=pid)
+    call = Call(target=target, method=wire.HANDOVER, request=request, timeout_s=timeout_s)
+    answer = yield from call_one(call)
+    return int(answer.pid)
+
+
 def describe(target: str, run_id: str, incarnation: int, timeout_s: float) -> Plan[tuple[RunStatus, RunSpec]]:
     """A run as its hub knows it, and the spec it was started with."""
     answer = yield from call_one(describe_call(target, run_id, incarnation, timeout_s))

@@ -11,6 +11,7 @@ from contextlib import closing
 from types import TracebackType
 from typing import Any
 
+from agentd.api.history import Event, EventsRequest
 from agentd.api.types import (
     LogChunk,
     LogsRequest,
@@ -26,9 +27,10 @@ from agentd_client.calls import DEFAULT_TIMEOUT_S
 from agentd_client.drive_sync import SyncDriver
 from agentd_client.environment import PassedEnvironment
 from agentd_client.follow import PATIENCE_S
+from agentd_client.history import DEFAULT_LIMIT
 from agentd_client.launch import Launched
 from agentd_client.nodes import Node, local_node, node_of, some_nodes_of
-from agentd_client.report import LogReceived, PerNode, RunEvent, RunReport, Start, StatusChanged
+from agentd_client.report import HistoryItem, LogReceived, PerNode, RunEvent, RunReport, Start, StatusChanged
 from agentd_client.surface import AgentPlans, FleetPlans, RunPlans
 
 
@@ -109,6 +111,28 @@ class AgentClient(_Closing):
         """Who the node is and how it is."""
         return self._driver.run(self._plans.get_node())
 
+    def handover(self, pid: int) -> int:
+        """End the agentd of this pid (see `get_node`), and leave hosts and workers to the next one.
+
+        Gives the pid that answered: another one means that a next agentd is there. Raises `HandoverRefused`
+        where workers end with their agentd.
+        """
+        return self._driver.run(self._plans.handover(pid))
+
+    def list_events(
+        self, run_id: str = "", *, incarnation: int = 0, after_id: int = 0, tail: int = 0
+    ) -> tuple[Event, ...]:
+        """What happened, oldest first, from the node's journal: to a run or, without one, to all of the node.
+
+        `after_id`: only what came after that event. `tail`: only so many, the newest.
+        """
+        request = EventsRequest(run_id=run_id, incarnation=incarnation, after_id=after_id, tail=tail)
+        return self._driver.run(self._plans.list_events(request))
+
+    def list_ended_runs(self, *, limit: int = DEFAULT_LIMIT) -> tuple[RunStatus, ...]:
+        """The runs that ended last, the newest end first, from the node's journal."""
+        return self._driver.run(self._plans.list_ended_runs(limit))
+
     def describe(self, run_id: str, *, incarnation: int = 0) -> tuple[RunStatus, RunSpec]:
         """The run as a whole and its spec. Only its hub answers."""
         return self._driver.run(self._plans.describe(run_id, incarnation))
@@ -173,6 +197,21 @@ class Fleet(_Closing):
     def list_runs(self, *, include_ended: bool = False) -> PerNode[tuple[RunStatus, ...]]:
         """The runs each node knows."""
         return self._driver.run(self._plans.runs(include_ended))
+
+    def list_ended_runs(self, *, limit: int = DEFAULT_LIMIT) -> PerNode[tuple[RunStatus, ...]]:
+        """The runs that ended last on each node, the newest end first, from the nodes' journals."""
+        return self._driver.run(self._plans.ended_runs(limit))
+
+    def events(
+        self, run_id: str = "", *, incarnation: int = 0, tail: int = 0, follow: bool = False
+    ) -> Generator[HistoryItem, None, Any]:
+        """What happened, by time, from the nodes' journals: to a run or, without one, to all of the nodes.
+
+        `tail`: only so many of each node, the newest. With `follow` also what comes, to the end of the run.
+        Problems of nodes stand between the events.
+        """
+        request = EventsRequest(run_id=run_id, incarnation=incarnation, tail=tail)
+        return self._driver.iterate(self._plans.events(request, follow))
 
     def get_nodes(self) -> PerNode[NodeInfo]:
         """Who the nodes are and how they are."""
@@ -245,6 +284,10 @@ class RunHandle:
         """Like `logs`, with the problems of nodes beside the output."""
         plan = self._plans.follow(request, None) if request.follow else self._plans.read_logs(request)
         return self._driver.iterate(plan)
+
+    def events(self, *, tail: int = 0, follow: bool = False) -> Generator[HistoryItem, None, Any]:
+        """What happened to the run, by time, from the journals of all its nodes; see `Fleet.events`."""
+        return self._driver.iterate(self._plans.events(tail, follow))
 
     def wait(self, timeout_s: float | None = None) -> RunReport:
         """The run's end. Raises `StillRunning` when it has not come in time."""

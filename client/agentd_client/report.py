@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from agentd.api.errors import AgentError
+from agentd.api.history import Event
 from agentd.api.types import LogChunk, RunStatus
 
 T_co = TypeVar("T_co", covariant=True)
@@ -91,3 +92,6 @@ class RunOver(NamedTuple):
 
 RunEvent = StatusChanged | LogReceived | NodeStarted | NodeProblem | NodeBack | RunOver
 """What `RunHandle.follow` gives."""
+
+HistoryItem = Event | NodeProblem | NodeBack
+"""What `Fleet.events` and `RunHandle.events` give."""

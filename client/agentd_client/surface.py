@@ -19,6 +19,7 @@ from agentd.api.errors import (
     RunNotFound,
     Unreachable,
 )
+from agentd.api.history import Event, EventsRequest
 from agentd.api.types import (
     LogChunk,
     LogsRequest,
@@ -31,7 +32,7 @@ from agentd.api.types import (
     StreamEnd,
 )
 from agentd.v1 import agent_service_pb2 as service
-from agentd_client import calls
+from agentd_client import calls, history
 from agentd_client.environment import PassedEnvironment, choose_environment
 from agentd_client.failures import FleetUnreachable, HubNotShared
 from agentd_client.follow import PATIENCE_S, FollowOptions, follow
@@ -99,6 +100,15 @@ class AgentPlans:
 
     def get_node(self) -> Plan[NodeInfo]:
         return calls.get_node(self.node.target, self.timeout_s)
+
+    def handover(self, pid: int) -> Plan[int]:
+        return calls.handover(self.node.target, pid, self.timeout_s)
+
+    def list_events(self, request: EventsRequest) -> Plan[tuple[Event, ...]]:
+        return history.list_events(self.node.target, request, self.timeout_s)
+
+    def list_ended_runs(self, limit: int) -> Plan[tuple[RunStatus, ...]]:
+        return history.list_ended_runs(self.node.target, limit, self.timeout_s)
 
     def describe(self, run_id: str, incarnation: int) -> Plan[tuple[RunStatus, RunSpec]]:
         return calls.describe(self.node.target, run_id, incarnation, self.timeout_s)
@@ -174,6 +184,20 @@ class FleetPlans:
         infos = {name: convert.node_info_from_message(answer) for name, answer in result.answers.items()}
         return PerNode(answers=infos, problems=result.problems)
 
+    def ended_runs(self, limit: int) -> Plan[PerNode[tuple[RunStatus, ...]]]:
+        return history.ended_runs_of(self.nodes, limit, self.timeout_s)
+
+    def events(self, request: EventsRequest, follow: bool) -> Plan[None]:
+        """Of the nodes of the fleet, and of the run's other nodes as far as its status still names them."""
+        nodes = list(self.nodes)
+        if request.run_id:
+            asked = [calls.status_call(node.target, request.run_id, self.timeout_s) for node in nodes]
+            answers = (yield from calls.ask_nodes(nodes, asked)).answers
+            told = [status for answer in answers.values() if (status := calls.newest(answer)) is not None]
+            if told:
+                nodes += unasked_nodes(merge(None, told), nodes)
+        yield from history.read_events(nodes, request, follow=follow, timeout_s=self.timeout_s)
+
     def run_plans(self, place: Place, launched: Launched | None = None) -> RunPlans:
         return RunPlans(place=place, timeout_s=self.timeout_s, patience_s=self.patience_s, launched=launched)
 
@@ -221,6 +245,11 @@ class RunPlans:
     def read_logs(self, request: LogsRequest) -> Plan[PerNode[None]]:
         _, nodes = yield from self._all_nodes()
         return (yield from read_logs(self._own(request), nodes))
+
+    def events(self, tail: int, follow: bool) -> Plan[None]:
+        _, nodes = yield from self._all_nodes()
+        request = EventsRequest(run_id=self.place.run_id, incarnation=self.place.incarnation, tail=tail)
+        yield from history.read_events(nodes, request, follow=follow, timeout_s=self.timeout_s)
 
     def stop(self, grace: float | None, reason: str) -> Plan[RunReport]:
         """Any node passes it on to the hub; all are told, so that none waits for the hub's word."""

@@ -41,6 +41,9 @@ STOP = Method(path=f"{_AGENT}/Stop", decode=service.StopResponse.FromString)
 LOGS = Method(path=f"{_AGENT}/Logs", decode=service.LogsResponse.FromString, streams=True)
 SIGNAL = Method(path=f"{_AGENT}/Signal", decode=service.SignalResponse.FromString, repeatable=False)
 GET_NODE = Method(path=f"{_AGENT}/GetNode", decode=service.GetNodeResponse.FromString)
+LIST_EVENTS = Method(path=f"{_AGENT}/ListEvents", decode=service.ListEventsResponse.FromString)
+LIST_ENDED_RUNS = Method(path=f"{_AGENT}/ListEndedRuns", decode=service.ListEndedRunsResponse.FromString)
+HANDOVER = Method(path=f"{_AGENT}/Handover", decode=service.HandoverResponse.FromString)
 DESCRIBE = Method(path=f"{_RENDEZVOUS}/Describe", decode=rendezvous.DescribeResponse.FromString)
 TERMINATE = Method(path=f"{_RENDEZVOUS}/Terminate", decode=rendezvous.TerminateResponse.FromString)
 CHECK_HEALTH = Method(path="/grpc.health.v1.Health/Check", decode=health_pb2.HealthCheckResponse.FromString)
@@ -56,6 +59,9 @@ METHODS: Final[tuple[Method[Message], ...]] = (
     LOGS,
     SIGNAL,
     GET_NODE,
+    LIST_EVENTS,
+    LIST_ENDED_RUNS,
+    HANDOVER,
     DESCRIBE,
     TERMINATE,
     CHECK_HEALTH,

@@ -15,7 +15,7 @@ UNTIL_TOLD = (
     "import os, pathlib, sys, time",
     "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.02)",
 )
-SHORT_LEASE = ("--rdzv-conf", "lease=1.5,heartbeat=0.3")
+SHORT_LEASE = ("--rdzv-conf", "lease=1.5,heartbeat=0.3,reattach_window=1.5")
 
 
 def running(nodes: Fleet, run_id: str, *names: str, at: str) -> bool:
@@ -59,7 +59,7 @@ def test_a_run_grows_shrinks_and_ends_well(tmp_path: Path) -> None:
             assert left.returncode == 0, left.stderr
             wait_until(lambda: running(nodes, "elastic", *"acde", at="a"), 30)
 
-            nodes["d"].kill()
+            nodes["d"].lose()
             wait_until(lambda: running(nodes, "elastic", *"ace", at="a"), 60)
 
             status = nodes.status("elastic", "a")
@@ -77,7 +77,7 @@ def test_losing_more_than_the_minimum_stops_the_rest_and_waits(tmp_path: Path) -
         started = agentctl(*command, *SHORT_LEASE, str(script), str(end))
         assert started.returncode == 0, started.stderr
         wait_until(lambda: running(nodes, "pair", "a", "b", at="a"), 30)
-        nodes["b"].kill()
+        nodes["b"].lose()
         wait_until(lambda: nodes.phase("pair", "a") == "PHASE_RENDEZVOUS", 30)
         assert not nodes.workers("pair")
 

@@ -208,7 +208,8 @@ def test_drain_ends_runs_with_their_grace_and_the_daemon_with_status_0(tmp_path:
 @pytest.mark.parametrize("what", ["agentd", "host"])
 def test_nothing_is_orphaned_when_a_process_above_the_workers_is_killed(tmp_path: Path, what: str) -> None:
     folder = tmp_path / "out"
-    with fleet(tmp_path, "a") as nodes:
+    with fleet(tmp_path) as nodes:
+        nodes.start("a", "--host-mode", "stop")
         workers = start(nodes, folder, "--stop-grace", "1", "0")
         if what == "agentd":
             nodes["a"].kill()
@@ -224,7 +225,7 @@ def test_reap_ends_what_a_dead_daemon_left(tmp_path: Path) -> None:
     with fleet(tmp_path, "a") as nodes:
         workers = start(nodes, folder, "--stop-grace", "600", "-1")
         hosts = [group["host_pid"] for group in nodes.status("r")["nodes"][0]["groups"]]
-        for host in hosts:  # frozen, so that it cannot stop its workers by itself
+        for host in hosts:  # frozen, so that it cannot stop its workers
             os.kill(int(host), signal.SIGSTOP)
         nodes["a"].kill()
         agentd = Path(sys.executable).parent / "agentd"

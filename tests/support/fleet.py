@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from agentctl.exits import ExitCode
+from agentd.groups.reap import reap
 from tests.support import leaks
 from tests.support.waiting import wait_until
 
 BIN = Path(sys.executable).parent
 START_S = 30.0
 CALL_S = 60.0
+REAP_GRACE_S = 0.5
 
 
 @dataclass
@@ -37,9 +39,14 @@ class Node:
         return self.process.pid
 
     def kill(self) -> None:
-        """SIGKILL: what a crash or an out-of-memory kill does."""
+        """SIGKILL: what a crash or an out-of-memory kill does. Hosts and workers go on."""
         self.process.kill()
         self.process.wait(CALL_S)
+
+    def lose(self) -> None:
+        """The whole node is gone: agentd, its hosts and its workers."""
+        self.kill()
+        reap(str(self.state_dir), 0.0)
 
     def stop(self, timeout: float = CALL_S) -> int:
         """SIGTERM, and its exit status."""
@@ -56,7 +63,7 @@ def agentd(
     listen: str = "127.0.0.1:0",
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Node]:
-    """A running agentd with its own state directory below `root`; ended at the end."""
+    """A running agentd with its own state directory below `root`; ended at the end, and what it left."""
     home = root / f"node-{name}"
     home.mkdir(parents=True, exist_ok=True)
     port_file, log = home / "port", home / "agentd.log"
@@ -91,6 +98,9 @@ def agentd(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(CALL_S)
+        if process.returncode:
+            # Its hosts and workers went on, for an agentd that the test did not start.
+            reap(str(node.state_dir), REAP_GRACE_S)
 
 
 @dataclass
@@ -106,6 +116,14 @@ class Fleet:
 
     def start(self, name: str, *flags: str) -> Node:
         node = self.stack.enter_context(agentd(self.root, name, *flags))
+        self.nodes[name] = node
+        return node
+
+    def again(self, name: str, *flags: str) -> Node:
+        """The next agentd of a node, at the same address."""
+        former = self.nodes[name]
+        assert former.process.poll() is not None, f"agentd {name} still runs"
+        node = self.stack.enter_context(agentd(self.root, name, *flags, listen=former.target))
         self.nodes[name] = node
         return node
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agentd.core.assignment import Assignment
-from agentd.host.handle import HostDoor, HostHandle
+from agentd.host.door import HostDoor
+from agentd.host.handle import HostHandle
 from agentd.host.wire import Assigned, HostSpec, Ready, ReportFrame, Started
 from tests.support.waiting import wait_until_async
 
@@ -24,11 +25,16 @@ class Ear:
 
     def __init__(self) -> None:
         self.reports: list[ReportFrame] = []
+        self.met = 0
+        """How often it dialled in again."""
         self.exit = ""
         self.handle: HostHandle | None = None
 
     def on_host_frame(self, frame: ReportFrame) -> None:
         self.reports.append(frame)
+
+    def on_host_met(self) -> None:
+        self.met += 1
 
     def on_host_exit(self, reason: str) -> None:
         self.exit = reason

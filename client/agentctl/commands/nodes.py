@@ -21,7 +21,7 @@ def nodes(check: bool, **values: Any) -> int:
     from agentctl.exits import ExitCode, of_error
     from agentctl.show.messages import write_json_lines, write_json_list
     from agentctl.show.tables import nodes_table, write_table
-    from agentctl.show.talk import say_problems
+    from agentctl.show.talk import say, say_problems
     from agentd.api import convert
 
     with open_fleet(resolve_nodes(values["nodes"], values["hostfile"]), values["deadline"]) as fleet:
@@ -37,6 +37,9 @@ def nodes(check: bool, **values: Any) -> int:
         write_json_lines(messages)
     else:
         write_table(nodes_table(found))
+    for node in found:
+        for name, detail in node.condition_details.items():
+            say(f"{node.node_id}: {name}: {detail}")
     say_problems(result.problems)
     if not result.complete:
         return ExitCode.PARTIAL

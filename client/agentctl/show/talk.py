@@ -19,7 +19,7 @@ def say(line: str) -> None:
 def say_plain(line: str) -> None:
     """One line."""
     with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(_readable(line) + "\n")
+        sys.stderr.write(readable(line) + "\n")
         sys.stderr.flush()
 
 
@@ -35,7 +35,7 @@ def say_problems(problems: Mapping[str, AgentError], what: str = "") -> None:
         say(f"node {name}{f' {what}' if what else ''}: {error}")
 
 
-def _readable(line: str) -> str:
+def readable(line: str) -> str:
     """Text from elsewhere must not move the cursor or fail to be written."""
     clean = "".join(
         char if char.isprintable() or char in "\t\n" else "\N{REPLACEMENT CHARACTER}" for char in line

@@ -15,9 +15,10 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agentd import __version__
-from agentd.api import convert
+from agentd.api import convert, historywire
 from agentd.api.errors import AgentError, LogNotFound, NotSupported
 from agentd.api.errwire import to_status
+from agentd.api.history import EndedRunsPage, EventsPage
 from agentd.api.types import (
     TERMINAL,
     LogsRequest,
@@ -230,6 +231,34 @@ class AgentServicer(_AgentBase):
     def GetNode(self, request: service.GetNodeRequest, context: Any) -> service.GetNodeResponse:
         self._script.enter("GetNode", request, context)
         return convert.node_info_to_message(self._script.info())
+
+    def Handover(self, request: service.HandoverRequest, context: Any) -> service.HandoverResponse:
+        self._script.enter("Handover", request, context)
+        return service.HandoverResponse(pid=self._script.info().pid)
+
+    def ListEvents(self, request: service.ListEventsRequest, context: Any) -> service.ListEventsResponse:
+        self._script.enter("ListEvents", request, context)
+        try:
+            events = self._world.list_events(self._script.node_id, request.run_id, request.incarnation)
+        except AgentError as error:
+            _abort(context, error)
+        later = [event for event in events if event.id > request.after_id][-request.tail or None :]
+        size = request.page_size or 200
+        page = EventsPage(events=tuple(later[:size]), more=len(later) > size)
+        return historywire.events_page_to_message(page)
+
+    def ListEndedRuns(
+        self, request: service.ListEndedRunsRequest, context: Any
+    ) -> service.ListEndedRunsResponse:
+        self._script.enter("ListEndedRuns", request, context)
+        runs = self._world.list_runs(self._script.node_id, include_ended=True)
+        ended = [run for run in reversed(runs) if run.phase in TERMINAL]
+        start = int(request.page_token or 0)
+        end = start + (request.page_size or 100)
+        page = EndedRunsPage(
+            runs=tuple(ended[start:end]), next_page_token=str(end) if end < len(ended) else ""
+        )
+        return historywire.ended_runs_to_message(page)
 
     def _status_for(self, request: service.WatchRequest, context: Any) -> RunStatus:
         try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from agentd.api.errors import RunConflict, RunEnded, RunNotFound
+from agentd.api.history import Event, EventKind
 from agentd.api.types import (
     TERMINAL,
     Failure,
@@ -94,6 +95,16 @@ class World:
             runs = [run for runs in self._runs.values() for run in runs if self._knows(run, node_id)]
             seen = [self._as_seen_by(run, node_id) for run in runs]
         return [status for status in seen if include_ended or status.phase not in TERMINAL]
+
+    def list_events(self, node_id: str, run_id: str, incarnation: int = 0) -> list[Event]:
+        """When each run, or the one of that id, began and ended on a node."""
+        with self.changed:
+            if run_id:
+                runs = [self.run_of(node_id, run_id, incarnation)]
+            else:
+                runs = [run for runs in self._runs.values() for run in runs if self._knows(run, node_id)]
+            events = [event for run in runs for event in _events(run.status, node_id)]
+        return sorted(events, key=lambda event: event.id)
 
     def describe(self, node_id: str, run_id: str, incarnation: int = 0) -> tuple[RunStatus, RunSpec]:
         """The run as its hub has it: members' places, no process ids."""
@@ -280,6 +291,25 @@ class World:
             time=time.time(),
             log_dir=worker.log_dir,
         )
+
+
+def _events(status: RunStatus, node_id: str) -> list[Event]:
+    def event(number: int, time: float, kind: EventKind, phase: Phase) -> Event:
+        return Event(
+            id=2 * status.incarnation + number,
+            time=time,
+            node_id=node_id,
+            kind=kind.value,
+            run_id=status.run_id,
+            incarnation=status.incarnation,
+            phase=phase,
+            detail=status.reason if number else "",
+        )
+
+    started = event(0, status.started_at, EventKind.RUN_STARTED, Phase.PENDING)
+    if status.phase not in TERMINAL:
+        return [started]
+    return [started, event(1, status.finished_at, EventKind.RUN_ENDED, status.phase)]
 
 
 def _worker(run: FakeRun, rank: int) -> tuple[str, WorkerStatus]:

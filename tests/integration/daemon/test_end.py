@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 from agentd.api.errors import Draining
 from agentd.api.errwire import from_rpc_error
 from agentd.daemon.exits import ExitCode
+from agentd.groups.reap import reap
 from agentd.v1 import agent_service_pb2 as pb
 from agentd.v1 import run_pb2
 from tests.integration.daemon.rig import (
@@ -140,8 +141,23 @@ def test_a_hangup_stops_nothing(folder: Path) -> None:
         assert phase_of(agent, "r") == run_pb2.PHASE_RUNNING
 
 
-def test_kill_9_of_agentd_stops_its_workers_and_leaves_nothing(folder: Path) -> None:
-    with running(folder) as daemon, calling(daemon.targets[0]) as agent:
+def test_a_handover_ends_streams_with_a_last_message_and_leaves_host_and_workers(folder: Path) -> None:
+    with running(folder) as daemon:
+        with calling(daemon.targets[0]) as agent:
+            pids = start(agent, folder, OBEDIENT)
+            watch = agent.Watch(pb.WatchRequest(run_id="r"), timeout=END_S)
+            assert next(watch).HasField("status")
+            daemon.signal(signal.SIGUSR2)
+            assert list(watch)[-1].end.cause == pb.STREAM_END_CAUSE_DRAINING
+        assert daemon.ended() == ExitCode.OK
+        assert not any(is_gone(pid) for pid in pids)
+    (left,) = reap(str(daemon.state_dir), 0.5)
+    assert set(left.pids) == set(pids)
+
+
+def test_kill_9_of_agentd_in_mode_stop_ends_its_workers_and_leaves_nothing(folder: Path) -> None:
+    flags = ("--listen", "127.0.0.1:0", "--host-mode", "stop")
+    with running(folder, *flags) as daemon, calling(daemon.targets[0]) as agent:
         pids = start(agent, folder, OBEDIENT)
         os.kill(daemon.process.pid, signal.SIGKILL)
         wait_until(lambda: all(is_gone(pid) for pid in pids), END_S)

@@ -1,4 +1,4 @@
-"""What elastic agents record is in the journal: once, bounded, in older files too, delaying nobody."""
+"""What elastic agents record is in the journal: once, bounded, delaying nobody."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentd.elastic.events import Event, EventSource
 from agentd.groups import journal as journal_module
 from agentd.groups import records
 from agentd.groups.journal import Journal, open_for_reading
-from agentd.groups.records import ElasticEventRow, ForgetRun, GroupRow, RunRow
+from agentd.groups.records import ElasticEventRow, ForgetRun, RunRow
 from tests.support.waiting import wait_until_async
 
 pytestmark = pytest.mark.asyncio
@@ -105,26 +105,6 @@ async def test_events_go_with_their_run(tmp_path: Path) -> None:
     await journal.close()
     await (await started(tmp_path)).close()
     assert (sequences(tmp_path, 9), sequences(tmp_path, 2)) == ([], [1])
-
-
-async def test_a_file_of_an_agentd_without_such_events_keeps_all_it_has(tmp_path: Path) -> None:
-    group = GroupRow(run_id="job", incarnation=1, role="default", phase=Phase.RUNNING, token="t")
-    journal = await started(tmp_path)
-    await journal.write(run_row(), group)
-    await journal.close()
-    with opened(tmp_path) as db:
-        db.execute("DROP TABLE elastic_events")
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-
-    again = await started(tmp_path)
-    assert (again.remembered.runs, again.remembered.groups) == ((run_row(),), (group,))
-    assert (again.agent_uid, again.daemon_starts) == (journal.agent_uid, 2)
-    assert await again.write(event_row(1))
-    await again.close()
-    with opened(tmp_path) as db:
-        # An older agentd, put back, still opens it.
-        assert db.execute("PRAGMA user_version").fetchone() == (version,)
-    assert sequences(tmp_path) == [1]
 
 
 async def test_while_the_disk_hangs_events_wait_for_nobody_and_only_the_newest_stay(

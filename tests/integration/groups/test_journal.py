@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from pathlib import Path
@@ -32,6 +33,10 @@ def run_row(run_id: str = "job", incarnation: int = 1, phase: Phase = Phase.PEND
         status=status,
         passed_env={"PATH": "/bin"},
     )
+
+
+def event_row(run_id: str, incarnation: int, time: float = 1.0) -> EventRow:
+    return EventRow(time=time, kind="phase", run_id=run_id, incarnation=incarnation, phase=Phase.DONE)
 
 
 async def started(path: Path) -> Journal:
@@ -121,41 +126,37 @@ async def test_a_database_that_cannot_be_written_is_tried_again_until_it_can(
     assert open_for_reading(tmp_path / "agentd.db").runs == (run_row(),)
 
 
-async def test_history_and_ended_runs_are_bounded_and_live_runs_kept(
+async def test_history_is_bounded_by_run_and_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "KEPT_RUNS", 5)
     monkeypatch.setattr(journal_module, "KEPT_EVENTS", 10)
+    monkeypatch.setattr(journal_module, "KEPT_EVENTS_IN_ALL", 35)
     journal = await started(tmp_path)
-    live = run_row("live", 1)
-    await journal.write(live, *(run_row("job", number, Phase.SUCCEEDED) for number in range(1, 30)))
-    event = EventRow(time=1.0, run_id="job", incarnation=1, role="default", event="x", phase=Phase.DONE)
-    for _ in range(30):
-        await journal.write(EventRow(**{name: getattr(event, name) for name in event.__slots__}))
+    await journal.write(run_row("a"), run_row("b"), run_row("c"), run_row("d"))
+    for run_id in ("", "gone", "a", "b", "c", "d"):
+        incarnation = int(bool(run_id))
+        await journal.write(*(event_row(run_id, incarnation, time=float(number)) for number in range(15)))
     await journal.close()
-
-    again = await started(tmp_path)
-    await again.close()
-    kept = again.remembered.runs
-    assert live in kept
-    assert [row.incarnation for row in kept if row.run_id == "job"] == [26, 27, 28, 29]
-    with sqlite3.connect(tmp_path / "agentd.db") as db:
-        assert db.execute("SELECT COUNT(*) FROM events").fetchone() == (10,)
-    db.close()
+    await (await started(tmp_path)).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "agentd.db")) as db:
+        counted = db.execute("SELECT run_id, COUNT(*), MIN(time) FROM events GROUP BY 1").fetchall()
+    assert counted == [("b", 5, 10.0), ("c", 10, 5.0), ("d", 10, 5.0)]
 
 
-@pytest.mark.parametrize("content", [b"garbage " * 2000, b"SQLite format 3\0" + b"\xff" * 4096])
-async def test_a_file_that_is_no_database_is_a_named_error(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "agentd.db").write_bytes(content)
-    with pytest.raises(JournalUnavailable, match=r"agentd\.db"):
-        await started(tmp_path)
+async def test_the_nodes_own_history_outlives_runs_and_that_of_forgotten_runs_goes(tmp_path: Path) -> None:
+    journal = await started(tmp_path)
+    await journal.write(run_row("job"), event_row("", 0), event_row("job", 1), event_row("gone", 1))
+    await journal.close()
+    await (await started(tmp_path)).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "agentd.db")) as db:
+        assert db.execute("SELECT run_id FROM events ORDER BY id").fetchall() == [("",), ("job",)]
 
 
 async def test_a_newer_schema_is_refused_with_the_next_step(tmp_path: Path) -> None:
     db = sqlite3.connect(tmp_path / "agentd.db")
     db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(JournalUnavailable, match="upgrade agentd"):
+    with pytest.raises(JournalUnavailable, match="upgrade agentd, or give it another state directory"):
         await started(tmp_path)
 
 

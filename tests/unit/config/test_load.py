@@ -103,6 +103,14 @@ def test_an_unknown_key_is_an_error_that_names_it_and_the_nearest(text: str, key
         ({"advertise_addr": "[::]:7460"}, "leads nowhere"),
         ({"log.format": "xml"}, "is not text or json"),
         ({"drain.grace": "soon"}, "not a number of seconds"),
+        ({"retention.age": "a fortnight"}, "not a length of time"),
+        ({"retention.age": "-1d"}, "not a length of time"),
+        ({"retention.age": "nan"}, "not a length of time"),
+        ({"retention.age": "inf"}, "not a length of time"),
+        ({"retention.age": True}, "not a length of time"),
+        ({"retention.size": "10GB"}, "not a size"),
+        ({"retention.size": ""}, "not a size"),
+        ({"retention.size": "1e40"}, "not a size"),
         ({"drain.grace": "-1"}, "not a number of seconds"),
         ({"drain.grace": "nan"}, "not a number of seconds"),
         ({"insecure": "maybe"}, "not true or false"),
@@ -126,6 +134,23 @@ def test_what_is_no_toml_is_refused_with_the_files_name() -> None:
 @pytest.mark.parametrize("word", ["1", "true", "YES", "on"])
 def test_a_variable_can_say_yes(word: str) -> None:
     assert loaded(env={"AGENTD_INSECURE": word}).config.insecure
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("2.5m", 150), ("12h", 43200), ("14d", 1209600), ("0", 0)]
+)
+def test_ages_have_units(text: str, seconds: float) -> None:
+    assert loaded(flags={"retention.age": text}).config.retention.age == seconds
+    assert loaded(f'[retention]\nage = "{text}"').config.retention.age == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("1.5KiB", 1536), ("20MiB", 20 << 20), ("10GiB", 10 << 30), ("1TiB", 1 << 40)],
+)
+def test_sizes_have_units(text: str, size: int) -> None:
+    assert loaded(env={"AGENTD_RETENTION_SIZE": text}).config.retention.size == size
+    assert loaded(f"[retention]\nsize = {size}").config.retention.size == size
 
 
 def test_several_targets_in_each_notation() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from agentd.api.types import (
 from agentd.core import group_events as ev
 from agentd.core.assignment import Assignment
 from agentd.core.group import MAX_HOST_LOSSES, STOP_MARGIN, GroupState, HostState, step
+from agentd.groups.left import state_text
+from agentd.host.wire import build
 from agentd.hub.plan import make_plan
 
 NEW = GroupState(role="default", local_world_size=1, stop_grace=30.0)
@@ -217,6 +220,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.sweeping = False
         self.offered = False  # the host said ready and got no place since
         self.gone: list[int] = []
+        self.again = False  # a new agentd says what the last one may have said
         self.feed(ev.Begin())
 
     def feed(self, event: ev.GroupEvent) -> None:
@@ -236,11 +240,11 @@ class AnyOrder(RuleBasedStateMachine):
             self.sweeping = True
         elif isinstance(effect, ev.SendPlacement):
             assert self.hosts == 1
-            assert self.offered
+            assert self.offered or self.again
             assert effect.placement.round not in self.gone
             self.offered = False
         elif isinstance(effect, ev.HubGone):
-            assert effect.round not in self.gone
+            assert effect.round not in self.gone or self.again
             self.gone.append(effect.round)
 
     @rule()
@@ -278,6 +282,15 @@ class AnyOrder(RuleBasedStateMachine):
     def said(self, event: ev.GroupEvent) -> None:
         self.feed(event)
 
+    @rule()
+    def agentd_begins_again(self) -> None:
+        self.state = build(GroupState, json.loads(state_text(self.state)), "state")
+        self.again = True
+        self.feed(ev.Resumed())
+        if self.hosts:
+            self.feed(ev.HostMet())
+        self.again = False
+
     @rule(phase=st.sampled_from(sorted(TERMINAL)), grace=st.sampled_from([None, 0.0, 5.0]))
     def finish(self, phase: Phase, grace: float | None) -> None:
         self.feed(ev.Finish(phase, "asked", grace))
@@ -308,6 +321,64 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def resumed(*events: ev.GroupEvent, now: float = 0.0) -> tuple[GroupState, list[ev.Effect]]:
+    """What the next agentd says and does first, having read the state from the journal."""
+    state, _ = played(*events)
+    return played(ev.Resumed(), state=build(GroupState, json.loads(state_text(state)), "state"), now=now)
+
+
+@pytest.mark.parametrize(
+    ("events", "effects"),
+    [
+        ((ev.Begin(),), []),
+        (READY, [ev.HubReady(500)]),
+        (RUNNING, []),
+        ((*RUNNING, ev.WorkersDone(1)), []),
+        ((*RUNNING, ev.WorkersFailed(1, (FAILURE,), (0.5,))), [ev.HubFailed(1, (FAILURE,), (2.5,), "")]),
+        (RESTARTED, [ev.HubGone(1, 501)]),
+        ((*RUNNING, DIED), [ev.HubFailed(1, (), (), "the host was lost: SIGKILL"), ev.Sweep()]),
+        ((*RUNNING, ev.RoundStopped(1, "r"), DIED, ev.Swept()), []),
+        ((*RUNNING, STOP), []),
+        ((*RUNNING, STOP, DIED, ev.Swept()), []),
+    ],
+)
+def test_the_next_agentd_says_again_what_may_be_lost(
+    events: tuple[ev.GroupEvent, ...], effects: list[ev.Effect]
+) -> None:
+    assert resumed(*events, now=2.0)[1] == effects
+
+
+def test_a_host_that_never_reported_is_replaced_by_the_next_agentd_and_costs_nothing() -> None:
+    state = replace(played(ev.Begin(), ev.HostSpawned(1))[0], host=HostState.NONE)
+    state, effects = played(ev.Resumed(), state=state)
+    assert (effects, state.host_losses) == ([ev.StartHost()], 0)
+
+
+@pytest.mark.parametrize(
+    ("events", "effects"),
+    [
+        (READY, []),
+        ((*READY, ev.Placed(placement(1))), [ev.SendPlacement(placement(1))]),
+        (RUNNING, []),
+        ((*RUNNING, ev.RoundStopped(1, "b failed")), [ev.SendStopRound(1, "b failed")]),
+        (RESTARTED, []),
+        ((*RUNNING, STOP), [ev.SendFinish(Phase.STOPPED, "asked", 3.0)]),
+        ((*RUNNING, ev.WorkersDone(1)), []),
+    ],
+)
+def test_a_host_that_dials_in_again_is_told_again_what_it_may_not_know(
+    events: tuple[ev.GroupEvent, ...], effects: list[ev.Effect]
+) -> None:
+    state, _ = resumed(*events)
+    assert played(ev.HostMet(), state=state, now=2.0)[1] == effects
+
+
+def test_a_round_that_the_journal_did_not_hear_of_is_learnt_from_the_host() -> None:
+    state, _ = played(*RESTARTED, ev.WorkersStarted(2, workers(2)))
+    assert (state.phase, state.round, state.workers) == (Phase.RUNNING, 2, workers(2))
+    assert not state.awaiting_place
 
 
 def test_a_status_has_all_of_the_state() -> None:

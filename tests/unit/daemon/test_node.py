@@ -18,7 +18,7 @@ from agentd.procs.node import NodeFacts, gpu_count, listener_pid, look
 
 class Groups:
     draining = False
-    conditions: tuple[str, ...] = ("JOURNAL_BEHIND",)
+    problems: Mapping[str, str] = {"JOURNAL_BEHIND": "slow"}
 
     def group_refs(self) -> tuple[GroupRef, ...]:
         return (GroupRef(run_id="r", incarnation=1, role="default", phase=Phase.RUNNING),)
@@ -45,6 +45,7 @@ async def test_a_node_tells_who_it_is_and_how_it_is(tmp_path: Path) -> None:
     assert 0 < info.state_dir_free_bytes <= info.state_dir_total_bytes
     assert 0 < info.agentd_resident_bytes < info.memory_total_bytes
     assert info.conditions == ("JOURNAL_BEHIND",)
+    assert info.condition_details == {"JOURNAL_BEHIND": "slow"}
     assert [ref.run_id for ref in info.groups] == ["r"]
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from agentd.api.errors import InvalidSpec, NodeIdTaken, StaleSession
 from agentd.api.types import Phase
+from agentd.core import defaults
 from agentd.hub.core import begin
 from agentd.hub.messages import (
     MemberCondition,
@@ -421,15 +424,15 @@ def test_hub_goes_on_from_its_record_with_numbers_that_only_grow() -> None:
     assert (place.round, place.restart_count) == (7, 2)
 
 
-def _begun_again() -> Rig:
+def _begun_again(*, stopping: bool = False) -> Rig:
     """The hub of a round of a and b, with its record alone. One node would be enough for a round."""
     before = Rig(make_spec(["a", "b"], fewest=1, most=2))
     before.join("a", "b")
-    return Rig(before.state.plan.spec, record=before.records[-1])
+    return Rig(before.state.plan.spec, record=replace(before.records[-1], stopping=stopping))
 
 
 def test_a_hub_that_began_again_forms_no_round_beside_a_node_that_still_runs_the_last() -> None:
-    rig = _begun_again()
+    rig = _begun_again(stopping=True)
     rig.hello("a", member(JOINING, 0))
     rig.ready("a")
     rig.gone("a")
@@ -442,7 +445,7 @@ def test_a_hub_that_began_again_forms_no_round_beside_a_node_that_still_runs_the
 
 
 def test_a_hub_that_began_again_goes_on_without_a_node_that_does_not_return() -> None:
-    rig = _begun_again()
+    rig = _begun_again(stopping=True)
     rig.hello("b", member(JOINING, 0))
     rig.gone("b")
     rig.wait(rig.state.plan.return_window - 0.1)
@@ -450,6 +453,46 @@ def test_a_hub_that_began_again_goes_on_without_a_node_that_does_not_return() ->
     rig.wait(1.2)
     rig.wait(5.0)
     assert sorted(rig.placed()) == ["b"]
+
+
+def test_a_hub_that_began_again_stops_no_worker_and_waits_the_whole_window() -> None:
+    rig = _begun_again()
+    assert rig.phase() is Phase.RUNNING
+    rig.hello("a", member(RUNNING, 1), epoch=2)
+    rig.wait(defaults.REATTACH_WINDOW - 0.1)
+    assert not rig.stopped()
+    rig.hello("b", member(RUNNING, 1), epoch=2)
+    rig.wait(600)
+    assert not rig.stopped()
+    rig.done("a", "b")
+    assert rig.phase() is Phase.SUCCEEDED
+
+
+def test_a_node_that_outstays_its_window_is_lost_to_a_hub_that_began_again() -> None:
+    rig = _begun_again()
+    rig.hello("a", member(RUNNING, 1), epoch=2)
+    rig.wait(defaults.REATTACH_WINDOW + 0.1)
+    assert rig.stopped() == ["a"]
+
+
+def test_a_place_that_the_last_hub_could_not_tell_is_told_by_the_next() -> None:
+    before = Rig(make_spec(["a", "b"]))
+    before.join("a", "b")
+    given = before.placed()
+    rig = Rig(before.state.plan.spec, record=before.records[-1])
+    rig.hello("a", member(RUNNING, 1), epoch=2)
+    rig.hello("b", member(JOINING, 0), epoch=2)
+    rig.ready("b", port=before.records[-1].members[1].master_port, round_=0)
+    assert rig.placed() == {"b": given["b"]}
+    assert not rig.stopped()
+
+
+def test_a_group_that_lost_its_host_while_the_hub_was_away_starts_another_round() -> None:
+    rig = _begun_again()
+    rig.hello("a", member(RUNNING, 1), epoch=2)
+    rig.hello("b", epoch=2)
+    assert rig.stopped() == ["a"]
+    assert rig.status.membership_changes == 1
 
 
 def test_record_with_an_outcome_is_a_tombstone() -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from agentd.api.errors import RunNotFound
+from agentd.api.history import EndedRunsPage, Event, EventsPage, EventsRequest
 from agentd.api.types import (
     TERMINAL,
     GroupStatus,
@@ -84,11 +85,11 @@ class MemoryRuns:
         finally:
             self.open_watches -= 1
 
-    async def stop(self, request: StopRequest) -> RunStatus:
+    async def stop(self, request: StopRequest, caller: str = "") -> RunStatus:
         return self.status(request.run_id)
 
     async def signal(
-        self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...]
+        self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...], caller: str = ""
     ) -> tuple[int, ...]:
         return ranks
 
@@ -114,3 +115,20 @@ class OneNode:
 
     async def info(self) -> NodeInfo:
         return NodeInfo(node_id="n", cpus=2)
+
+
+class NoHandover:
+    """Of an agentd that stays."""
+
+    def ask(self, pid: int) -> int:
+        return pid + 1
+
+
+class OneEvent:
+    """A history of one event."""
+
+    async def events(self, request: EventsRequest) -> EventsPage:
+        return EventsPage(events=(Event(id=1, time=1.0, node_id="n", kind="agentd_started"),))
+
+    async def ended_runs(self, page_size: int, page_token: str) -> EndedRunsPage:
+        return EndedRunsPage(runs=())

@@ -1,0 +1,180 @@
+"""The journal's file: opened, brought to this schema, checked. One that is damaged gives what it still can.
+
+A damaged file is never written again: it is kept beside as `agentd.db.damaged-<time>`, and a new one begins
+with every row that could be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentd.groups.schema import STEPS, VERSION, NewerSchema, migrate
+
+CHECK_S = 5.0
+"""A file so big that its check takes longer is used after as much of it was checked."""
+WAIT_S = 5.0
+"""For another process that has the file locked."""
+
+_TABLES = ("meta", "runs", "groups", "hub", "events", "elastic_events")
+_PROGRESS = 10_000
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A database fit for use."""
+
+    db: sqlite3.Connection
+    damage: tuple[str, ...] = ()
+    """What was lost, a phrase each; empty: nothing."""
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file itself is wrong, not the disk full, the file locked, or the statement bad."""
+    # SQLITE_CORRUPT and SQLITE_NOTADB; every other code has a class of its own.
+    return type(error) is sqlite3.DatabaseError
+
+
+def open_database(path: Path, now: float) -> Opened:
+    """The database of this schema at `path`, made if it is not there.
+
+    Raises `sqlite3.Error` or `OSError` where the disk does not let us, and `NewerSchema`.
+    """
+    path.touch(mode=0o600)  # it holds environments, secrets among them
+    try:
+        db = connect(path)
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        return _begin_again(path, now, str(error))
+    try:
+        problem = _checked(db)
+    except BaseException:
+        db.close()
+        raise
+    if problem:
+        db.close()
+        return _begin_again(path, now, problem)
+    return Opened(db)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """The file, brought to this schema. Raises as SQLite does, and `NewerSchema`."""
+    db = sqlite3.connect(path, timeout=WAIT_S)
+    try:
+        migrate(db)
+        db.execute("PRAGMA journal_mode = WAL")
+        # A crash of agentd loses nothing; only a power cut may lose the last moments.
+        db.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """The file of a daemon that lives or not, for reading only. Raises as SQLite does, and `NewerSchema`."""
+    with contextlib.closing(
+        sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=WAIT_S)
+    ) as db:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise NewerSchema(version, VERSION)
+        yield db
+
+
+def _checked(db: sqlite3.Connection) -> str:
+    """What is wrong with the file's structure, as far as that can be told in `CHECK_S`."""
+    ends = time.monotonic() + CHECK_S
+    db.set_progress_handler(lambda: time.monotonic() > ends, _PROGRESS)
+    try:
+        found = [str(row[0]) for row in db.execute("PRAGMA quick_check(3)")]
+    except sqlite3.OperationalError as error:
+        _log.info("the journal was not checked to its end", extra={"problem": str(error)})
+        return ""
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    finally:
+        db.set_progress_handler(None, _PROGRESS)
+    return "" if found == ["ok"] else "; ".join(found).replace("\n", " ")
+
+
+def _begin_again(path: Path, now: float, problem: str) -> Opened:
+    fresh = path.with_name(f"{path.name}.new")
+    _remove(fresh)
+    lost = _copy_readable(path, fresh, now)
+    aside = _aside(path, now)
+    for suffix in ("", "-wal"):
+        with contextlib.suppress(FileNotFoundError):
+            os.link(f"{path}{suffix}", f"{aside}{suffix}")
+    for suffix in ("-wal", "-shm"):
+        # They belong to the damaged file; beside the new one they would be taken for its own.
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    fresh.replace(path)
+    return Opened(connect(path), (f"{problem:.300}; the file is kept as {aside.name}", *lost))
+
+
+def _copy_readable(path: Path, fresh: Path, now: float) -> list[str]:
+    """Make `fresh` of all rows that can be read; answers what is lost."""
+    fresh.touch(mode=0o600)
+    with contextlib.ExitStack() as stack:
+        old = stack.enter_context(contextlib.closing(sqlite3.connect(path, timeout=WAIT_S)))
+        new = stack.enter_context(contextlib.closing(sqlite3.connect(fresh)))
+        old.text_factory = bytes
+        version = _version(old)
+        migrate(new, STEPS[:version])
+        new.commit()
+        lost = [problem for table in _TABLES if (problem := _copy_table(old, new, table))]
+        # Above all revisions and sessions that were ever given out from here.
+        new.execute("INSERT OR REPLACE INTO meta VALUES ('daemon_starts', ?)", (str(int(now)),))
+        new.commit()
+        migrate(new)
+    return lost
+
+
+def _version(db: sqlite3.Connection) -> int:
+    try:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+    except sqlite3.DatabaseError:
+        return VERSION
+    return version if 0 < version <= VERSION else VERSION
+
+
+def _copy_table(old: sqlite3.Connection, new: sqlite3.Connection, table: str) -> str:
+    """Copy row by row, as far as it goes; what is lost, if anything."""
+    unfit = 0
+    if not new.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+        return ""
+    # By name and type: a damaged table may claim any columns.
+    columns = new.execute(f"SELECT name, type FROM pragma_table_info('{table}')").fetchall()
+    names = ", ".join(name for name, _ in columns)
+    marks = ", ".join("CAST(? AS TEXT)" if kind == "TEXT" else "?" for _, kind in columns)
+    try:
+        for row in old.execute(f"SELECT {names} FROM {table}"):
+            try:
+                new.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", row)
+            except (sqlite3.IntegrityError, sqlite3.ProgrammingError, OverflowError):
+                unfit += 1
+    except sqlite3.DatabaseError as error:
+        return f"rows of {table} ({error})"
+    return f"{unfit} rows of {table}" if unfit else ""
+
+
+def _aside(path: Path, now: float) -> Path:
+    """A name nobody has."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+    names = (f"{path.name}.damaged-{stamp}{suffix}" for suffix in ("", *(f".{n}" for n in range(1, 1000))))
+    return next(aside for name in names if not (aside := path.with_name(name)).exists())
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)

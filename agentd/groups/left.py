@@ -1,0 +1,110 @@
+"""A worker group of a dead agentd, as its journal and its folder tell it: what the next one goes on with.
+
+A group is taken over whole, with its host and its workers, or not at all. Touches the disk.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+
+from agentd.api.types import TERMINAL, Phase
+from agentd.core.group import GroupState, HostState
+from agentd.groups import layout, reported
+from agentd.groups.logs import WorkerLog
+from agentd.groups.records import GroupRow
+from agentd.host.reports import read_reports
+from agentd.host.wire import HostSpec, WireError, build
+from agentd.hub.messages import MemberCondition, MemberState
+from agentd.procs import tree
+from agentd.procs.identity import ProcessIdentity, boot_id, identify
+
+KEEP = "keep"
+"""The mode of hosts that outlive their agentd."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftGroup:
+    """All that a supervisor needs to go on where another one was."""
+
+    spec: HostSpec
+    """As its newest host was told it."""
+    state: GroupState
+    sequence: int
+    """The last report of a host that `state` knows of."""
+    host: ProcessIdentity | None
+    """Alive or not."""
+    sessions: frozenset[ProcessIdentity]
+    """Of its workers, whose leaders are still there."""
+    logs: tuple[WorkerLog, ...]
+    """Of the workers `state` knows of, and of earlier ones."""
+
+
+def state_text(state: GroupState) -> str:
+    """A group's state for the journal."""
+    return json.dumps(_plain(state), separators=(",", ":"))
+
+
+def find(row: GroupRow) -> LeftGroup | None:
+    """The group of a journal's row, if it can go on where it was. None: what is left of it is to be ended."""
+    if not row.state or row.boot_id != boot_id():
+        return None
+    try:
+        state: GroupState = build(GroupState, json.loads(row.state), "state")
+        spec: HostSpec = build(HostSpec, _spec_on_disk(row.directory), "spec")
+    except (WireError, ValueError, RecursionError, OSError):
+        return None
+    if spec.mode != KEEP or spec.role != state.role:
+        return None
+    if not _was_heard(row, state):
+        # Nothing of it runs, and nothing of that is its fault: another host is started at once.
+        tree.sweep(tree.Marks(token=row.token, not_before=row.host_start_time), grace_s=0.0)
+        state = replace(state, host=HostState.NONE, host_pid=0)
+    return LeftGroup(
+        spec=replace(spec, token=row.token),
+        state=state,
+        sequence=row.sequence,
+        host=ProcessIdentity(row.host_pid, row.host_start_time) if row.host_pid else None,
+        sessions=frozenset(leader for leader in reported.sessions(row) if identify(leader.pid) == leader),
+        logs=tuple(reported.logs_on_disk(row, up_to=row.sequence)),
+    )
+
+
+def as_member(state: GroupState) -> MemberState | None:
+    """What the hub is told of the group before it says anything itself; None: nothing."""
+    if state.phase in TERMINAL or not (state.round or state.awaiting_place):
+        return None
+    if state.round <= state.gone_round:
+        condition = MemberCondition.JOINING
+    else:
+        condition = MemberCondition.DONE if state.phase is Phase.DONE else MemberCondition.RUNNING
+    return MemberState(
+        role=state.role,
+        local_world_size=state.local_world_size,
+        condition=condition,
+        round=state.round,
+    )
+
+
+def _was_heard(row: GroupRow, state: GroupState) -> bool:
+    if state.host is not HostState.LIVE or state.host_heard:
+        return True
+    return bool(row.host_pid and read_reports(row.directory, row.sequence))
+
+
+def _spec_on_disk(directory: str) -> Mapping[str, object]:
+    found = json.loads(Path(directory, layout.SPEC_FILE).read_bytes())
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return found
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, enum.Enum) else value
