@@ -10,6 +10,7 @@ from agentd.hub.messages import (
     MemberFailed,
     MemberLeaving,
     MemberReady,
+    MemberState,
     RoundGone,
     StopRound,
 )
@@ -120,3 +121,17 @@ def test_member_that_cannot_be_killed_is_said_once_and_forgotten() -> None:
     gone = book.gone("x", 1, 0, "pid 9 in D state")
     assert gone == RoundGone(role="x", round=1, unkillable="pid 9 in D state")
     assert book.states() == ()
+
+
+def test_a_member_of_an_earlier_agentd_is_spoken_for_as_it_was() -> None:
+    book = MemberBook()
+    running = MemberState(role="x", local_world_size=2, condition=MemberCondition.RUNNING, round=3)
+    book.resume(running)
+    assert book.states() == (running,)
+    assert book.unanswered(0.0) == []
+    assert not book.needs_hub
+    assert book.assigned(place(3)) is False
+    answers, act = book.stop(StopRound(round=3, reason="r"))
+    assert (answers, act) == ([], True)
+    assert book.gone("x", 3, 500, "") == RoundGone(role="x", round=3, master_port=500)
+    assert book.assigned(place(4)) is True

@@ -495,6 +495,43 @@ def test_a_group_that_lost_its_host_while_the_hub_was_away_starts_another_round(
     assert rig.status.membership_changes == 1
 
 
+def test_a_run_that_was_ending_ends_when_its_members_have_answered_the_next_hub() -> None:
+    before = Rig(make_spec(["a", "b"]))
+    before.join("a", "b")
+    before.terminate(2.5, "enough")
+    rig = Rig(before.state.plan.spec, record=before.records[-1])
+    rig.hello("a", member(RUNNING, 1), epoch=2)
+    told = rig.finished()["a"]
+    assert (told.phase, told.reason, told.stop_grace) == (Phase.STOPPED, "enough", 2.5)
+    rig.gone("a")
+    assert rig.phase() is Phase.STOPPING
+    rig.hello("b", member(RUNNING, 1), epoch=2)
+    rig.gone("b")
+    assert rig.phase() is Phase.STOPPED
+
+
+def test_a_run_that_was_ending_waits_for_nobody_who_does_not_come_back() -> None:
+    before = Rig(make_spec(["a", "b"]))
+    before.join("a", "b")
+    before.terminate(2.5)
+    rig = Rig(before.state.plan.spec, record=before.records[-1])
+    rig.wait(2.5 + rig.state.plan.answer_limit + 0.1)
+    assert rig.phase() is Phase.STOPPED
+
+
+def test_a_place_that_an_older_hub_did_not_write_down_costs_another_round() -> None:
+    before = Rig(make_spec(["a", "b"]))
+    before.join("a", "b")
+    record = before.records[-1]
+    members = tuple(replace(each, master_port=0) for each in record.members)
+    rig = Rig(before.state.plan.spec, record=replace(record, members=members))
+    rig.hello("a", member(RUNNING, 1), epoch=2)
+    assert not rig.stopped()
+    rig.hello("b", member(JOINING, 0), epoch=2)
+    rig.ready("b")
+    assert set(rig.stopped()) == {"a", "b"}
+
+
 def test_record_with_an_outcome_is_a_tombstone() -> None:
     record = HubRecord(round=6, outcome=Phase.STOPPED, reason="asked to")
     rig = Rig(make_spec(["a"]), record=record)
