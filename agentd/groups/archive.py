@@ -128,6 +128,9 @@ def _newest(db: sqlite3.Connection, run_id: str) -> int:
 def _event(node_id: str, number: int, *row: Any) -> Event | None:
     """None for a row that nobody can read."""
     time, run_id, incarnation, role, kind, phase, round_, detail, workers = row
+    if not isinstance(time, (int, float)):
+        # A column's type is a wish in SQLite; text times a billion would be gigabytes of it.
+        return None
     try:
         event = Event(
             id=number,

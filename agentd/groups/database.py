@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agentd.groups.schema import STEPS, VERSION, NewerSchema, migrate
 
@@ -34,6 +35,17 @@ class Opened:
     db: sqlite3.Connection
     damage: tuple[str, ...] = ()
     """What was lost, a phrase each; empty: nothing."""
+
+
+class Connection(sqlite3.Connection):
+    """SQLite's errors quote what is damaged, which Python may be unable to decode: that is damage as well."""
+
+    def execute(self, *statement: Any) -> sqlite3.Cursor:
+        """As SQLite's, with no other errors than its own."""
+        try:
+            return super().execute(*statement)
+        except UnicodeDecodeError as error:
+            raise sqlite3.DatabaseError(f"its schema is damaged: {error.object!r:.200}") from error
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -67,7 +79,7 @@ def open_database(path: Path, now: float) -> Opened:
 
 def connect(path: Path) -> sqlite3.Connection:
     """The file, brought to this schema. Raises as SQLite does, and `NewerSchema`."""
-    db = sqlite3.connect(path, timeout=WAIT_S)
+    db = sqlite3.connect(path, timeout=WAIT_S, factory=Connection)
     try:
         migrate(db)
         db.execute("PRAGMA journal_mode = WAL")
@@ -83,7 +95,7 @@ def connect(path: Path) -> sqlite3.Connection:
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """The file of a daemon that lives or not, for reading only. Raises as SQLite does, and `NewerSchema`."""
     with contextlib.closing(
-        sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=WAIT_S)
+        sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=WAIT_S, factory=Connection)
     ) as db:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version > VERSION:
@@ -126,7 +138,9 @@ def _copy_readable(path: Path, fresh: Path, now: float) -> list[str]:
     """Make `fresh` of all rows that can be read; answers what is lost."""
     fresh.touch(mode=0o600)
     with contextlib.ExitStack() as stack:
-        old = stack.enter_context(contextlib.closing(sqlite3.connect(path, timeout=WAIT_S)))
+        old = stack.enter_context(
+            contextlib.closing(sqlite3.connect(path, timeout=WAIT_S, factory=Connection))
+        )
         new = stack.enter_context(contextlib.closing(sqlite3.connect(fresh)))
         old.text_factory = bytes
         version = _version(old)

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agentd.api import historywire
@@ -104,6 +104,7 @@ def test_garbage_in_rows_never_stops_a_start_and_costs_no_other_row(data: st.Dat
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example([(0.0625, b"\x80")])  # a name in the schema that is no UTF-8: SQLite's error quotes it
 @given(
     st.lists(
         st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=600)),
@@ -132,3 +133,11 @@ def test_bytes_flipped_anywhere_never_stop_a_start(flips: list[tuple[float, byte
             assert 3 in {row.incarnation for row in open_for_reading(path).runs}
 
         asyncio.run(begun())
+
+
+def test_a_time_that_is_text_is_passed_over_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "agentd.db"
+    asyncio.run(begin(path))
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE events SET time = 'noon' WHERE incarnation = ?", (BAD,))
+    asyncio.run(start_again(path))
