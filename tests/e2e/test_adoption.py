@@ -207,6 +207,7 @@ def test_a_host_killed_while_agentd_is_away_is_counted_and_hosted_again(tmp_path
         stopped(nodes, [process.pid for process in processes(nodes)])
 
 
+@pytest.mark.soak
 def test_a_host_that_hangs_at_the_restart_is_ended_and_counted(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with fleet(tmp_path, "a") as nodes:
@@ -265,6 +266,7 @@ def test_a_run_that_ended_elsewhere_while_agentd_was_away_is_ended_here(tmp_path
         wait_until(lambda: listed_phase(nodes, "b") == "stopped", PATIENCE_S)
 
 
+@pytest.mark.soak
 def test_an_agentd_that_is_killed_again_and_again_costs_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with fleet(tmp_path, "a", "b") as nodes:
@@ -325,8 +327,15 @@ def test_a_run_without_rejoin_is_lost_with_a_reboot_and_says_so(tmp_path: Path) 
         assert agentctl("stop", "r", "--wait", "--nodes", nodes["a"].target).returncode == 0
 
 
-@pytest.mark.parametrize("asked", ["by signal", "by agentctl"])
-@pytest.mark.parametrize("name", ["b", "a"], ids=["a member's", "the hub's"])
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        pytest.param("b", "by signal", id="a member's by signal"),
+        pytest.param("a", "by agentctl", id="the hub's by agentctl"),
+        pytest.param("b", "by agentctl", id="a member's by agentctl", marks=pytest.mark.soak),
+        pytest.param("a", "by signal", id="the hub's by signal", marks=pytest.mark.soak),
+    ],
+)
 def test_a_handover_ends_agentd_well_and_nothing_else(tmp_path: Path, name: str, asked: str) -> None:
     folder = tmp_path / "out"
     with fleet(tmp_path, "a", "b") as nodes:
