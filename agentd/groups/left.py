@@ -17,7 +17,8 @@ from agentd.groups import layout, reported
 from agentd.groups.logs import WorkerLog
 from agentd.groups.records import GroupRow
 from agentd.host.reports import read_reports
-from agentd.host.wire import HostSpec, WireError, build
+from agentd.host.shaped import ShapeError, build
+from agentd.host.wire import HostSpec
 from agentd.hub.messages import MemberCondition, MemberState
 from agentd.procs import tree
 from agentd.procs.identity import ProcessIdentity, boot_id, identify
@@ -55,7 +56,7 @@ def find(row: GroupRow) -> LeftGroup | None:
     try:
         state: GroupState = build(GroupState, json.loads(row.state), "state")
         spec: HostSpec = build(HostSpec, _spec_on_disk(row.directory), "spec")
-    except (WireError, ValueError, RecursionError, OSError):
+    except (ShapeError, ValueError, RecursionError, OSError):
         return None
     if spec.mode != KEEP or spec.role != state.role:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from agentd.api.types import StopRequest
-from agentd.host.wire import WireError, build
+from agentd.host.shaped import ShapeError, build
 
 
 def wish_text(request: StopRequest) -> str:
@@ -18,6 +18,6 @@ def read_wish(text: str, incarnation: int) -> StopRequest | None:
     """The request, of that incarnation of its run; None if there was none that can be read."""
     try:
         wish: StopRequest = build(StopRequest, {**json.loads(text), "incarnation": incarnation}, "wish")
-    except (ValueError, TypeError, RecursionError, WireError):
+    except (ValueError, TypeError, RecursionError, ShapeError):
         return None
     return wish

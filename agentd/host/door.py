@@ -15,7 +15,17 @@ from pathlib import Path
 import agentd
 from agentd.host.handle import HostHandle, HostListener
 from agentd.host.link import SOCKET_NAME
-from agentd.host.wire import Frame, FrameReader, Hello, HostSpec, Refused, WireError, encode
+from agentd.host.wire import (
+    Frame,
+    FrameReader,
+    Hello,
+    HostSpec,
+    NoCommonVersion,
+    Refused,
+    WireError,
+    agree,
+    encode,
+)
 from agentd.procs.identity import ProcessIdentity, identify
 from agentd.procs.spawn import Child, SpawnError, spawn
 from agentd.procs.tree import TOKEN_VARIABLE
@@ -135,7 +145,13 @@ class HostDoor:
             _log.warning("an unknown host was told to end", extra={"pid": peer_pid})
             writer.write(encode(Refused(reason="this agentd knows no such host")))
             return
-        handle.meet(writer)
+        try:
+            protocol = agree(hello.protocol, hello.oldest_protocol)
+        except NoCommonVersion as error:
+            _log.error("a host of another version was told to end: %s", error, extra={"pid": peer_pid})
+            writer.write(encode(Refused(reason=str(error))))
+            return
+        handle.meet(writer, protocol)
         try:
             await handle.catch_up(writer, hello.last_sequence)
             handle.take(writer, first[1:])

@@ -15,7 +15,17 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from agentd.host.reports import read_reports
-from agentd.host.wire import AgentFrame, Frame, Hello, HostSpec, ReportFrame, Welcome, encode
+from agentd.host.wire import (
+    VERSION,
+    AgentFrame,
+    Frame,
+    Hello,
+    HostSpec,
+    ReportFrame,
+    Welcome,
+    encode,
+    since,
+)
 from agentd.procs.exits import ExitInfo, peek_exit
 from agentd.procs.identity import ProcessIdentity, is_alive, send_signal
 from agentd.procs.pidfd import open_process
@@ -65,6 +75,8 @@ class HostHandle:
         self._loop = asyncio.get_running_loop()
         self._writer: asyncio.StreamWriter | None = None
         self._unsent: deque[AgentFrame] = deque()
+        self._protocol = 1
+        """The version that is spoken with it, once it has said hello."""
         self._admitted = False
         self._heard: int | None = None
         """The last report that was passed on. None: it was never met, and has reported nothing."""
@@ -184,9 +196,13 @@ class HostHandle:
         known = self.identity is None or self.identity == ProcessIdentity(hello.pid, hello.start_time)
         return known and peer_pid == hello.pid and told == (spec.run_id, spec.incarnation, spec.role)
 
-    def meet(self, writer: asyncio.StreamWriter) -> None:
-        """It has dialled in. Of two connections the later one counts: the other's end is not yet seen."""
+    def meet(self, writer: asyncio.StreamWriter, protocol: int) -> None:
+        """It has dialled in and understands frames of `protocol`; later ones it is not sent.
+
+        Of two connections the later one counts: the other's end is not yet seen.
+        """
         former, self._writer = self._writer, writer
+        self._protocol = protocol
         if former is not None:
             former.close()
         self._be_patient(None)
@@ -221,12 +237,14 @@ class HostHandle:
             self._be_patient(REDIAL_TIMEOUT_S)
 
     def _welcome(self) -> None:
-        self._unsent.appendleft(Welcome(spec=self._spec))
+        self._unsent.appendleft(Welcome(spec=self._spec, protocol=VERSION))
         self._flush()
 
     def _flush(self) -> None:
         while self._unsent and self._admitted and self._writer is not None:
-            self._writer.write(encode(self._unsent.popleft()))
+            frame = self._unsent.popleft()
+            if since(frame) <= self._protocol:
+                self._writer.write(encode(frame))
 
     def _be_patient(self, seconds: float | None) -> None:
         """Wait that long for the host to dial in; None: it is here, or cannot."""

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from agentd.host.wire import AgentFrame, Frame, FrameReader, Hello, HostFrame, WireError, encode
+from agentd.host.wire import AgentFrame, Frame, FrameReader, Hello, HostFrame, WireError, encode, since
 from agentd.procs.waiter import Waiter
 
 SOCKET_NAME = "hosts.sock"
@@ -42,11 +42,13 @@ class AgentLink:
         self._leaving = False
         self.problem = ""
         """Why there is no connection."""
+        self.protocol = 1
+        """The version that agentd understands, as its welcome says; later frames it is not sent."""
         waiter.add_pump(self._redial)
 
     def send(self, frame: HostFrame) -> None:
         """Send when it can be; dropped without a connection, as the next agentd reads host.jsonl."""
-        if self._socket is None:
+        if self._socket is None or since(frame) > self.protocol:
             return
         self._outgoing += encode(frame)
         self._flush()

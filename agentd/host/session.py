@@ -22,6 +22,8 @@ from agentd.host.recorded import JournalHandler
 from agentd.host.rendezvous import ROUND_FILE, HostRendezvous
 from agentd.host.reports import ReportLog
 from agentd.host.wire import (
+    OLDEST,
+    VERSION,
     AgentFrame,
     Assigned,
     Ended,
@@ -171,6 +173,8 @@ class HostSession:
             start_time=own.start_time,
             boot_id=boot_id(),
             last_sequence=self._reports.last_sequence,
+            protocol=VERSION,
+            oldest_protocol=OLDEST,
         )
 
     def _report(self, report: ReportFrame) -> None:
@@ -180,6 +184,7 @@ class HostSession:
         if isinstance(frame, Welcome):
             # Said again after each redial; what the group is does not change while it lives.
             self._spec = self._spec or frame.spec
+            self._link.protocol = min(frame.protocol, VERSION)
         elif isinstance(frame, Refused):
             self._refusal = frame.reason
             self._stop_alone(frame.reason)

@@ -1,30 +1,52 @@
 """What a host and its agentd say to each other: length-prefixed JSON frames on a Unix stream socket.
 
-Host and agentd may be of different versions, so what a newer one adds is ignored and what an older one lacks
-has its default; what is there must have its type. Anything else is a `WireError`, never another exception.
+Host and agentd may be of neighbouring versions: a run outlives the upgrade of its agentd, and its way back.
+Fields and frames that a newer one adds are ignored, and what an older one lacks has its default; what is
+there must have its type. Anything else is a `WireError`, never another exception.
 """
 
 from __future__ import annotations
 
-import enum
-import functools
 import json
+import logging
 import struct
-import types
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, ClassVar, TypeAlias, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields, is_dataclass
+from typing import ClassVar, TypeAlias
 
 from agentd.core.assignment import Assignment
+from agentd.host.shaped import ShapeError, build, shown
 
-VERSION = 1
+VERSION = 2
+"""What is spoken here. It grows when a kind of frame is added, and when one changes its meaning."""
+OLDEST = 1
+"""What is understood here, too: an upgrade goes from one version to the next, and may go back."""
 MAX_FRAME = 16 * 1024 * 1024
 
 _LENGTH = struct.Struct(">I")
+_NAMED = 16
+"""As many unknown frames of one stream are logged."""
+_log = logging.getLogger(__name__)
 
 
 class WireError(Exception):
     """The other side does not speak this protocol, or speaks it wrongly."""
+
+
+class UnknownFrame(WireError):
+    """A frame that only a newer version understands: it can be left out."""
+
+
+class NoCommonVersion(WireError):
+    """Host and agentd are too far apart."""
+
+    def __init__(self, newest: int, oldest: int) -> None:
+        where = "older" if newest < OLDEST else "newer"
+        super().__init__(
+            f"the host speaks versions {oldest} to {newest} of the host protocol, this agentd {OLDEST} to "
+            f"{VERSION}; the host's agentd was too much {where}: stop its runs first, or go from one version "
+            "of agentd to the next"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +92,10 @@ class Hello:
     boot_id: str
     last_sequence: int = 0
     """Of the reports written to host.jsonl."""
+    protocol: int = 1
+    """The newest version that the host speaks."""
+    oldest_protocol: int = 1
+    """The oldest version that it still understands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +224,8 @@ class Welcome:
 
     type: ClassVar[str] = "welcome"
     spec: HostSpec
+    protocol: int = 1
+    """The newest version that agentd speaks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +299,26 @@ FRAMES: Mapping[str, type[Frame]] = {
 }
 
 
+SINCE: Mapping[str, int] = {}
+"""The version that brought a kind of frame; those that are not here are of the first."""
+
+_GREETINGS = (Hello.type, Refused.type)
+"""Read whatever their version: by these, two that are too far apart tell each other so."""
+
+
+def since(frame: Frame) -> int:
+    """The version that the other side must speak to understand this frame."""
+    return SINCE.get(frame.type, 1)
+
+
+def agree(newest: int, oldest: int) -> int:
+    """The version to speak with one that speaks these. Raises `NoCommonVersion`."""
+    common = min(newest, VERSION)
+    if common < max(oldest, OLDEST):
+        raise NoCommonVersion(newest, oldest)
+    return common
+
+
 def encode(frame: Frame) -> bytes:
     """The frame as it goes over the socket."""
     payload = as_json(frame)
@@ -282,35 +330,40 @@ def encode(frame: Frame) -> bytes:
 def as_json(frame: Frame) -> bytes:
     """The frame's object, as it also stands in host.jsonl; one line."""
     body = {field.name: getattr(frame, field.name) for field in fields(frame)}
-    tagged = {"version": VERSION, "type": frame.type, **body}
+    tagged = {"version": since(frame), "type": frame.type, **body}
     return json.dumps(tagged, separators=(",", ":"), default=_plain).encode()
 
 
 def decode(payload: bytes) -> Frame:
-    """The frame of one payload."""
+    """The frame of one payload. Raises `UnknownFrame` for one of a newer version, else `WireError`."""
     try:
         body = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise WireError(f"a frame is no JSON: {error}") from None
     if not isinstance(body, dict):
         raise WireError("a frame is no JSON object")
-    if body.get("version") != VERSION:
-        raise WireError(
-            f"version {body.get('version')!r} of the host protocol is not known, this is {VERSION}"
+    kind, version = body.get("type"), body.get("version")
+    if type(version) is not int or version < 1 or not isinstance(kind, str):
+        raise WireError(f"no frame has the type {shown(kind)} and the version {shown(version)}")
+    cls = FRAMES.get(kind)
+    if cls is None or (version > VERSION and kind not in _GREETINGS):
+        raise UnknownFrame(
+            f"a frame of the type {shown(kind)} and the version {shown(version)} is not known here, where "
+            f"version {VERSION} is spoken"
         )
-    kind = body.get("type")
-    cls = FRAMES.get(kind) if isinstance(kind, str) else None
-    if cls is None:
-        raise WireError(f"no frame has the type {kind!r:.60}")
-    frame: Frame = build(cls, body, cls.type)
+    try:
+        frame: Frame = build(cls, body, cls.type)
+    except ShapeError as error:
+        raise WireError(str(error)) from None
     return frame
 
 
 class FrameReader:
-    """Cuts a byte stream into frames."""
+    """Cuts a byte stream into frames. Frames of a newer version are left out, with one line in the log."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._unknown: set[str] = set()
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """The frames that `data` completes. Raises `WireError`; the stream is of no use then."""
@@ -324,7 +377,17 @@ class FrameReader:
                 return
             payload = bytes(self._buffer[_LENGTH.size : end])
             del self._buffer[:end]
-            yield decode(payload)
+            try:
+                frame = decode(payload)
+            except UnknownFrame as error:
+                self._leave_out(str(error))
+            else:
+                yield frame
+
+    def _leave_out(self, problem: str) -> None:
+        if problem not in self._unknown and len(self._unknown) < _NAMED:
+            self._unknown.add(problem)
+            _log.warning("%s; it is left out", problem)
 
 
 def _plain(value: object) -> object:
@@ -334,51 +397,3 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} does not go over the wire")
-
-
-@functools.cache
-def _field_types(cls: type) -> Mapping[str, Any]:
-    hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in fields(cls)}
-
-
-def build(cls: Any, body: object, where: str) -> Any:
-    """A frozen dataclass from its JSON object: unknown fields are left out. Raises `WireError`."""
-    if not isinstance(body, dict):
-        raise WireError(f"{where} is no JSON object")
-    values = {
-        name: _value(kind, body[name], f"{where}.{name}")
-        for name, kind in _field_types(cls).items()
-        if name in body
-    }
-    lacking = [name for name in _required(cls) if name not in values]
-    if lacking:
-        raise WireError(f"{where} lacks {', '.join(lacking)}")
-    return cls(**values)
-
-
-@functools.cache
-def _required(cls: type) -> tuple[str, ...]:
-    return tuple(
-        field.name for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING
-    )
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:
-    origin = get_origin(kind)
-    if origin in (types.UnionType, Union):
-        inner = next(arg for arg in get_args(kind) if arg is not type(None))
-        return None if value is None else _value(inner, value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_value(get_args(kind)[0], item, where) for item in value)
-    if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict):
-        return {key: _value(get_args(kind)[1], item, where) for key, item in value.items()}
-    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        return build(kind, value, where)
-    if kind is float and type(value) is int:
-        return float(value)
-    if isinstance(kind, type) and type(value) is kind:
-        return value
-    if isinstance(kind, type) and issubclass(kind, enum.Enum) and value in [item.value for item in kind]:
-        return kind(value)
-    raise WireError(f"{where} cannot be {value!r:.60}")

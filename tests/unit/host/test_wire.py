@@ -88,9 +88,9 @@ def test_what_an_older_version_lacks_has_its_default() -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"version": 2, "type": "done", "round": 1}, "version 2"),
-        ({"version": 1, "type": "danse"}, "danse"),
-        ({"version": 1, "type": ["done"]}, "done"),
+        ({"version": 99, "type": "done", "round": 1}, "version 99"),
+        ({"version": "1", "type": "danse"}, "danse"),
+        ({"version": 1, "type": ["done"]}, "a list"),
         ({"version": 1, "type": "stop_round"}, "lacks round"),
         ({"version": 1, "type": "done", "round": "1"}, "done.round"),
         ({"version": 1, "type": "done", "round": True}, "done.round"),
