@@ -16,6 +16,7 @@ from typing import Any
 from agentctl.exits import ExitCode
 from agentd.groups.reap import reap
 from tests.support import leaks
+from tests.support.netns import Network
 from tests.support.waiting import wait_until
 
 BIN = Path(sys.executable).parent
@@ -62,13 +63,18 @@ def agentd(
     *flags: str,
     listen: str = "127.0.0.1:0",
     env: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
 ) -> Iterator[Node]:
-    """A running agentd with its own state directory below `root`; ended at the end, and what it left."""
+    """A running agentd with its own state directory below `root`; ended at the end, and what it left.
+
+    `within`: a prefix that has it run elsewhere under the same pid, such as `Network.within`.
+    """
     home = root / f"node-{name}"
     home.mkdir(parents=True, exist_ok=True)
     port_file, log = home / "port", home / "agentd.log"
     port_file.unlink(missing_ok=True)
     command = [
+        *within,
         str(BIN / "agentd"),
         "--listen",
         listen,
@@ -88,7 +94,9 @@ def agentd(
     try:
         wait_until(lambda: port_file.exists() or process.poll() is not None, START_S)
         assert process.poll() is None, f"agentd {name} ended at once:\n{log.read_text()}"
-        node.target = listen if listen.startswith("unix:") else f"127.0.0.1:{port_file.read_text().strip()}"
+        node.target = listen
+        if not listen.startswith("unix:"):
+            node.target = f"{listen.rpartition(':')[0]}:{port_file.read_text().strip()}"
         yield node
     finally:
         if process.poll() is None:
@@ -108,6 +116,8 @@ class Fleet:
     """Several agentds of one test."""
 
     root: Path
+    net: Network | None = None
+    """The nodes' network. None: all are on loopback."""
     nodes: dict[str, Node] = field(default_factory=dict)
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -115,17 +125,26 @@ class Fleet:
         return self.nodes[name]
 
     def start(self, name: str, *flags: str) -> Node:
-        node = self.stack.enter_context(agentd(self.root, name, *flags))
-        self.nodes[name] = node
-        return node
+        if self.net is None:
+            return self._started(name, *flags)
+        return self._started(name, *flags, listen=f"{self.net.address(name)}:0")
 
     def again(self, name: str, *flags: str) -> Node:
         """The next agentd of a node, at the same address."""
         former = self.nodes[name]
         assert former.process.poll() is not None, f"agentd {name} still runs"
-        node = self.stack.enter_context(agentd(self.root, name, *flags, listen=former.target))
-        self.nodes[name] = node
+        return self._started(name, *flags, listen=former.target)
+
+    def _started(self, name: str, *flags: str, listen: str = "127.0.0.1:0") -> Node:
+        within = self.net.within(name) if self.net else ()
+        network_flags = ("--insecure",) if self.net else ()
+        made = agentd(self.root, name, *network_flags, *flags, listen=listen, within=within)
+        self.nodes[name] = node = self.stack.enter_context(made)
         return node
+
+    def agentctl(self, *arguments: str, timeout: float = CALL_S) -> subprocess.CompletedProcess[str]:
+        """Run the real command line from where it reaches the nodes."""
+        return agentctl(*arguments, timeout=timeout, within=self.net.controller() if self.net else ())
 
     def targets(self, *names: str) -> str:
         """A --nodes list of these nodes, or of all."""
@@ -144,7 +163,7 @@ class Fleet:
 
     def status(self, run_id: str, *names: str) -> dict[str, Any]:
         """The run as `agentctl status` shows it; of a run that is not known yet, no node and no phase."""
-        done = agentctl("status", run_id, "--nodes", self.targets(*names), "-o", "json")
+        done = self.agentctl("status", run_id, "--nodes", self.targets(*names), "-o", "json")
         if done.returncode == ExitCode.NOT_FOUND:
             return {"nodes": [], "phase": ""}
         assert done.returncode == 0, done.stderr
@@ -156,9 +175,9 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet(root: Path, *names: str) -> Iterator[Fleet]:
-    """agentds under these names; what they leave in their logs is shown when a test fails."""
-    made = Fleet(root)
+def fleet(root: Path, *names: str, net: Network | None = None) -> Iterator[Fleet]:
+    """agentds under these names, on loopback or each on the node of `net` that has its name."""
+    made = Fleet(root, net)
     with made.stack:
         for name in names:
             made.start(name)
@@ -166,11 +185,15 @@ def fleet(root: Path, *names: str) -> Iterator[Fleet]:
 
 
 def agentctl(
-    *arguments: str, timeout: float = CALL_S, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    *arguments: str,
+    timeout: float = CALL_S,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run the real command line to its end."""
+    """Run the real command line to its end. `within`: see `agentd`."""
     return subprocess.run(
-        [str(BIN / "agentctl"), *arguments],
+        [*within, str(BIN / "agentctl"), *arguments],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
