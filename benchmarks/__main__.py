@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import cases, torchrun
+from benchmarks.detection import detection
 from benchmarks.figures import show, write
 
 
@@ -41,6 +42,8 @@ def main() -> None:
         figures += cases.memory(root)
         figures.append(cases.imports(options.rounds))
         figures.append(cases.status(root, calls=500))
+        console.print("faults until they are noticed ...")
+        figures += detection(root / "detection", options.rounds)
     show(figures, Console(width=None if sys.stdout.isatty() else 150))
     write(figures, options.json)
     console.print(f"samples: {options.json}")
