@@ -37,6 +37,9 @@ _RULES: Mapping[types.LocalWorldSizeRule, run.LocalWorldSizeRule.ValueType] = {
     rule: run.LocalWorldSizeRule.Value(f"LOCAL_WORLD_SIZE_RULE_{rule.name}")
     for rule in types.LocalWorldSizeRule
 }
+_ISOLATIONS: Mapping[types.IsolationPolicy, run.IsolationPolicy.ValueType] = {
+    policy: run.IsolationPolicy.Value(f"ISOLATION_POLICY_{policy.name}") for policy in types.IsolationPolicy
+}
 _SCOPES: Mapping[types.StopScope, service.StopScope.ValueType] = {
     scope: service.StopScope.Value(f"STOP_SCOPE_{scope.name}") for scope in types.StopScope
 }
@@ -88,6 +91,7 @@ def run_spec_to_message(spec: types.RunSpec) -> run.RunSpec:
         labels=dict(spec.labels),
         no_rejoin=spec.no_rejoin,
         external_agents=spec.external_agents,
+        on_isolation=_ISOLATIONS[spec.on_isolation],
     )
 
 
@@ -107,6 +111,9 @@ def run_spec_from_message(message: run.RunSpec) -> types.RunSpec:
         labels=dict(message.labels),
         no_rejoin=message.no_rejoin,
         external_agents=message.external_agents,
+        on_isolation=_enum_from_message(
+            _ISOLATIONS, message.on_isolation, types.IsolationPolicy.KEEP, "on_isolation"
+        ),
     )
 
 
@@ -257,6 +264,7 @@ def run_status_to_message(status: types.RunStatus) -> run.RunStatus:
         started_at=timestamp_to_message(status.started_at),
         finished_at=timestamp_to_message(status.finished_at),
         labels=dict(status.labels),
+        hub_unreachable_since=timestamp_to_message(status.hub_unreachable_since),
     )
 
 
@@ -285,6 +293,7 @@ def run_status_from_message(message: run.RunStatus) -> types.RunStatus:
         started_at=timestamp_from_message(message.started_at),
         finished_at=timestamp_from_message(message.finished_at),
         labels=dict(message.labels),
+        hub_unreachable_since=timestamp_from_message(message.hub_unreachable_since),
     )
 
 
@@ -297,6 +306,7 @@ def _node_status_to_message(node: types.NodeStatus) -> run.NodeStatus:
         reason=node.reason,
         groups=[_group_status_to_message(group) for group in node.groups],
         name=node.name,
+        conditions=node.conditions,
     )
 
 
@@ -309,6 +319,7 @@ def _node_status_from_message(message: run.NodeStatus) -> types.NodeStatus:
         reason=message.reason,
         groups=tuple(_group_status_from_message(group) for group in message.groups),
         name=message.name,
+        conditions=dict(message.conditions),
     )
 
 
@@ -494,6 +505,34 @@ def log_chunk_from_message(message: service.LogChunk) -> types.LogChunk:
         stream=_log_stream_from_message(message.stream),
         offset=message.offset,
         data=message.data,
+        node_id=message.node_id,
+    )
+
+
+def log_gap_to_message(gap: types.LogGap) -> service.LogGap:
+    """The message of what a log has lost."""
+    return service.LogGap(
+        role=gap.role,
+        round=gap.round,
+        rank=gap.rank,
+        local_rank=gap.local_rank,
+        stream=_STREAMS[gap.stream],
+        offset=gap.offset,
+        size=gap.size,
+        node_id=gap.node_id,
+    )
+
+
+def log_gap_from_message(message: service.LogGap) -> types.LogGap:
+    """What a log has lost, of a message."""
+    return types.LogGap(
+        role=message.role,
+        round=message.round,
+        rank=message.rank,
+        local_rank=message.local_rank,
+        stream=_log_stream_from_message(message.stream),
+        offset=message.offset,
+        size=message.size,
         node_id=message.node_id,
     )
 

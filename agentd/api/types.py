@@ -43,6 +43,15 @@ class LocalWorldSizeRule(str, enum.Enum):
 LocalWorldSize: TypeAlias = int | LocalWorldSizeRule
 
 
+class IsolationPolicy(str, enum.Enum):
+    """What becomes of a node's workers once its hub has not answered for a lease."""
+
+    KEEP = "keep"
+    """They go on; the round file keeps those of an old round from writing."""
+    STOP = "stop"
+    """They are stopped with their grace, and the node joins the next round."""
+
+
 class StopScope(str, enum.Enum):
     """How far a stop reaches."""
 
@@ -132,6 +141,7 @@ class RunSpec:
     no_rejoin: bool = False
     external_agents: bool = False
     """Its members are agents of the elastic library in processes of their own; roles have a name only."""
+    on_isolation: IsolationPolicy = IsolationPolicy.KEEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +206,8 @@ class NodeStatus:
     reason: str = ""
     groups: tuple[GroupStatus, ...] = ()
     name: str = ""
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    """What degrades the run here, by name: a sentence for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +234,8 @@ class RunStatus:
     started_at: float = 0.0
     finished_at: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
+    hub_unreachable_since: float = 0.0
+    """Of the node that gave this: when its hub stopped to answer. 0: it answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,6 +300,21 @@ class LogChunk:
     stream: LogStream
     offset: int
     data: bytes
+    node_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogGap:
+    """The oldest part of one log file, which was removed to keep it within its cap."""
+
+    role: str
+    round: int
+    rank: int
+    local_rank: int
+    stream: LogStream
+    offset: int
+    size: int
+    """Bytes. 0: the file was cut short and begins anew at offset 0."""
     node_id: str = ""
 
 

@@ -477,6 +477,7 @@ class LogsResponse(google.protobuf.message.Message):
     CHUNK_FIELD_NUMBER: builtins.int
     END_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
+    GAP_FIELD_NUMBER: builtins.int
     @property
     def chunk(self) -> global___LogChunk:
         """Output."""
@@ -489,16 +490,21 @@ class LogsResponse(google.protobuf.message.Message):
     def heartbeat(self) -> global___LogHeartbeat:
         """Nothing new, the stream lives."""
 
+    @property
+    def gap(self) -> global___LogGap:
+        """Output that is not there any more."""
+
     def __init__(
         self,
         *,
         chunk: global___LogChunk | None = ...,
         end: global___StreamEnd | None = ...,
         heartbeat: global___LogHeartbeat | None = ...,
+        gap: global___LogGap | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "end", b"end", "event", b"event", "heartbeat", b"heartbeat"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "end", b"end", "event", b"event", "heartbeat", b"heartbeat"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["chunk", "end", "heartbeat"] | None: ...
+    def HasField(self, field_name: typing.Literal["chunk", b"chunk", "end", b"end", "event", b"event", "gap", b"gap", "heartbeat", b"heartbeat"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "end", b"end", "event", b"event", "gap", b"gap", "heartbeat", b"heartbeat"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["chunk", "end", "heartbeat", "gap"] | None: ...
 
 global___LogsResponse = LogsResponse
 
@@ -511,6 +517,56 @@ class LogHeartbeat(google.protobuf.message.Message):
     ) -> None: ...
 
 global___LogHeartbeat = LogHeartbeat
+
+@typing.final
+class LogGap(google.protobuf.message.Message):
+    """The oldest part of one file, removed to keep it within its cap. What follows
+    in the stream comes after it; a line may have lost its beginning.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    RANK_FIELD_NUMBER: builtins.int
+    LOCAL_RANK_FIELD_NUMBER: builtins.int
+    STREAM_FIELD_NUMBER: builtins.int
+    OFFSET_FIELD_NUMBER: builtins.int
+    SIZE_FIELD_NUMBER: builtins.int
+    NODE_ID_FIELD_NUMBER: builtins.int
+    role: builtins.str
+    """The role of the worker."""
+    round: builtins.int
+    """The round it belongs to."""
+    rank: builtins.int
+    """Global rank in its round."""
+    local_rank: builtins.int
+    """Among the workers of its group."""
+    stream: global___LogStream.ValueType
+    """Which of its two files."""
+    offset: builtins.int
+    """Of the first byte that is missing."""
+    size: builtins.int
+    """As many are missing from there. 0: the file was cut short and begins anew at
+    offset 0, and nobody knows how much went with it.
+    """
+    node_id: builtins.str
+    """Where the file is."""
+    def __init__(
+        self,
+        *,
+        role: builtins.str = ...,
+        round: builtins.int = ...,
+        rank: builtins.int = ...,
+        local_rank: builtins.int = ...,
+        stream: global___LogStream.ValueType = ...,
+        offset: builtins.int = ...,
+        size: builtins.int = ...,
+        node_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["local_rank", b"local_rank", "node_id", b"node_id", "offset", b"offset", "rank", b"rank", "role", b"role", "round", b"round", "size", b"size", "stream", b"stream"]) -> None: ...
+
+global___LogGap = LogGap
 
 @typing.final
 class LogChunk(google.protobuf.message.Message):
@@ -718,8 +774,8 @@ class GetNodeResponse(google.protobuf.message.Message):
 
     @property
     def conditions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Named conditions of the node: "JOURNAL_BEHIND", "JOURNAL_DAMAGED",
-        "STATE_DISK_SLOW", "UNKILLABLE". More may come.
+        """Named conditions of the node, such as "JOURNAL_BEHIND", "STATE_DISK_FULL" or
+        "UNKILLABLE". docs/conditions.md has the list. More may come.
         """
 
     @property

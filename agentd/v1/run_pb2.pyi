@@ -23,6 +23,36 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _IsolationPolicy:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _IsolationPolicyEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_IsolationPolicy.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ISOLATION_POLICY_UNSPECIFIED: _IsolationPolicy.ValueType  # 0
+    """Taken as KEEP."""
+    ISOLATION_POLICY_KEEP: _IsolationPolicy.ValueType  # 1
+    """They go on. Where others may have formed another round meanwhile, the round
+    file keeps them from writing.
+    """
+    ISOLATION_POLICY_STOP: _IsolationPolicy.ValueType  # 2
+    """They are stopped with their grace; the node joins the next round."""
+
+class IsolationPolicy(_IsolationPolicy, metaclass=_IsolationPolicyEnumTypeWrapper):
+    """What becomes of a node's workers once its hub has not answered for a lease:
+    the node cannot tell a dead hub from a cut cable.
+    """
+
+ISOLATION_POLICY_UNSPECIFIED: IsolationPolicy.ValueType  # 0
+"""Taken as KEEP."""
+ISOLATION_POLICY_KEEP: IsolationPolicy.ValueType  # 1
+"""They go on. Where others may have formed another round meanwhile, the round
+file keeps them from writing.
+"""
+ISOLATION_POLICY_STOP: IsolationPolicy.ValueType  # 2
+"""They are stopped with their grace; the node joins the next round."""
+global___IsolationPolicy = IsolationPolicy
+
 class _LocalWorldSizeRule:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -198,6 +228,7 @@ class RunSpec(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     NO_REJOIN_FIELD_NUMBER: builtins.int
     EXTERNAL_AGENTS_FIELD_NUMBER: builtins.int
+    ON_ISOLATION_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """Chosen by the caller; torch's run id. 1 to 128 characters of
     [A-Za-z0-9._-], not starting with a dot.
@@ -213,6 +244,8 @@ class RunSpec(google.protobuf.message.Message):
     own. The node that is asked for the run is its hub and starts nothing, so
     that the roles have a name only and `nodes` is empty.
     """
+    on_isolation: global___IsolationPolicy.ValueType
+    """What a node does that has no contact with the hub."""
     @property
     def roles(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RoleSpec]:
         """The kinds of workers. Most runs have one. Role names are unique."""
@@ -255,9 +288,10 @@ class RunSpec(google.protobuf.message.Message):
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         no_rejoin: builtins.bool = ...,
         external_agents: builtins.bool = ...,
+        on_isolation: global___IsolationPolicy.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_max_membership_changes", b"_max_membership_changes", "max_membership_changes", b"max_membership_changes", "monitor_interval", b"monitor_interval", "rendezvous", b"rendezvous", "stop_grace", b"stop_grace"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_membership_changes", b"_max_membership_changes", "external_agents", b"external_agents", "labels", b"labels", "max_membership_changes", b"max_membership_changes", "max_restarts", b"max_restarts", "monitor_interval", b"monitor_interval", "no_rejoin", b"no_rejoin", "nodes", b"nodes", "rendezvous", b"rendezvous", "roles", b"roles", "run_id", b"run_id", "stop_grace", b"stop_grace"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_max_membership_changes", b"_max_membership_changes", "external_agents", b"external_agents", "labels", b"labels", "max_membership_changes", b"max_membership_changes", "max_restarts", b"max_restarts", "monitor_interval", b"monitor_interval", "no_rejoin", b"no_rejoin", "nodes", b"nodes", "on_isolation", b"on_isolation", "rendezvous", b"rendezvous", "roles", b"roles", "run_id", b"run_id", "stop_grace", b"stop_grace"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_max_membership_changes", b"_max_membership_changes"]) -> typing.Literal["max_membership_changes"] | None: ...
 
 global___RunSpec = RunSpec
@@ -536,6 +570,7 @@ class RunStatus(google.protobuf.message.Message):
     STARTED_AT_FIELD_NUMBER: builtins.int
     FINISHED_AT_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
+    HUB_UNREACHABLE_SINCE_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The id the caller chose."""
     incarnation: builtins.int
@@ -590,6 +625,12 @@ class RunStatus(google.protobuf.message.Message):
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """As in the spec."""
 
+    @property
+    def hub_unreachable_since(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Since when the node that gave this has had no answer from the run's hub.
+        Unset while it has.
+        """
+
     def __init__(
         self,
         *,
@@ -613,9 +654,10 @@ class RunStatus(google.protobuf.message.Message):
         started_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         finished_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        hub_unreachable_since: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["finished_at", b"finished_at", "first_failure", b"first_failure", "started_at", b"started_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["finished_at", b"finished_at", "first_failure", b"first_failure", "from_hub", b"from_hub", "hub_address", b"hub_address", "incarnation", b"incarnation", "labels", b"labels", "max_members", b"max_members", "max_restarts", b"max_restarts", "membership_changes", b"membership_changes", "min_members", b"min_members", "missing", b"missing", "nodes", b"nodes", "phase", b"phase", "reason", b"reason", "restart_count", b"restart_count", "revision", b"revision", "round", b"round", "run_id", b"run_id", "spares", b"spares", "started_at", b"started_at"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["finished_at", b"finished_at", "first_failure", b"first_failure", "hub_unreachable_since", b"hub_unreachable_since", "started_at", b"started_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["finished_at", b"finished_at", "first_failure", b"first_failure", "from_hub", b"from_hub", "hub_address", b"hub_address", "hub_unreachable_since", b"hub_unreachable_since", "incarnation", b"incarnation", "labels", b"labels", "max_members", b"max_members", "max_restarts", b"max_restarts", "membership_changes", b"membership_changes", "min_members", b"min_members", "missing", b"missing", "nodes", b"nodes", "phase", b"phase", "reason", b"reason", "restart_count", b"restart_count", "revision", b"revision", "round", b"round", "run_id", b"run_id", "spares", b"spares", "started_at", b"started_at"]) -> None: ...
 
 global___RunStatus = RunStatus
 
@@ -625,6 +667,22 @@ class NodeStatus(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class ConditionsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     NODE_ID_FIELD_NUMBER: builtins.int
     ADDRESS_FIELD_NUMBER: builtins.int
     PHASE_FIELD_NUMBER: builtins.int
@@ -632,6 +690,7 @@ class NodeStatus(google.protobuf.message.Message):
     REASON_FIELD_NUMBER: builtins.int
     GROUPS_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
+    CONDITIONS_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     """The node's own name for itself."""
     address: builtins.str
@@ -650,6 +709,13 @@ class NodeStatus(google.protobuf.message.Message):
     def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GroupStatus]:
         """One for each role it has in the run."""
 
+    @property
+    def conditions(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Named conditions that touch the run here, each with a sentence for people:
+        those of the node, such as "STATE_DISK_FULL", and of the run, such as
+        "LOGS_CUT". docs/conditions.md has the list. More may come.
+        """
+
     def __init__(
         self,
         *,
@@ -660,8 +726,9 @@ class NodeStatus(google.protobuf.message.Message):
         reason: builtins.str = ...,
         groups: collections.abc.Iterable[global___GroupStatus] | None = ...,
         name: builtins.str = ...,
+        conditions: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "detached", b"detached", "groups", b"groups", "name", b"name", "node_id", b"node_id", "phase", b"phase", "reason", b"reason"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "conditions", b"conditions", "detached", b"detached", "groups", b"groups", "name", b"name", "node_id", b"node_id", "phase", b"phase", "reason", b"reason"]) -> None: ...
 
 global___NodeStatus = NodeStatus
 
