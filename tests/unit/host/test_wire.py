@@ -21,7 +21,7 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
     if kind == tuple[str, ...]:
         return st.lists(st.text(max_size=5), max_size=3).map(tuple)
     if getattr(kind, "__origin__", None) is tuple:
-        return st.lists(_instances(get_args(kind)[0]), max_size=2).map(tuple)
+        return st.lists(instances(get_args(kind)[0]), max_size=2).map(tuple)
     if type(None) in get_args(kind):
         return st.none() | _values(get_args(kind)[0])
     if get_args(kind):
@@ -30,15 +30,15 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
         return st.floats(allow_nan=False, allow_infinity=False)
     if kind in (int, str, bool):
         return st.from_type(kind)
-    return _instances(kind)
+    return instances(kind)
 
 
-def _instances(cls: Any) -> st.SearchStrategy[Any]:
+def instances(cls: Any) -> st.SearchStrategy[Any]:
     hints = get_type_hints(cls)
     return st.builds(cls, **{field.name: _values(hints[field.name]) for field in fields(cls)})
 
 
-frames = st.one_of([_instances(cls) for cls in FRAMES.values()])
+frames = st.one_of([instances(cls) for cls in FRAMES.values()])
 
 
 @given(sent=st.lists(frames, max_size=4), cut=st.integers(1, 40))
@@ -110,3 +110,33 @@ def test_an_announced_length_over_the_limit_is_refused_before_it_comes() -> None
 def test_a_frame_over_the_limit_is_not_sent() -> None:
     with pytest.raises(WireError, match="limit"):
         encode(wire.Ended(state="failed", reason="x" * wire.MAX_FRAME))
+
+
+def test_frames_of_a_newer_version_are_left_out_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    strange = b'{"version":3,"type":"dance","steps":[1,2]}'
+    later = b'{"version":3,"type":"done","round":"seven"}'
+    known = wire.StopRound(round=2)
+    stream = b"".join(struct.pack(">I", len(body)) + body for body in (strange, strange, later)) + encode(
+        known
+    )
+    assert list(FrameReader().feed(stream)) == [known]
+    assert len(caplog.messages) == 2
+    assert "'dance' and the version 3" in caplog.messages[0]
+
+
+def test_greetings_are_read_whatever_their_version() -> None:
+    refused = {"version": 7, "type": "refused", "reason": "too old", "since": 7}
+    assert decode(json.dumps(refused).encode()) == wire.Refused(reason="too old")
+
+
+@pytest.mark.parametrize(
+    ("newest", "oldest", "spoken"),
+    [(1, 1, 1), (2, 1, 2), (3, 2, 2), (3, 3, None), (0, 0, None)],
+)
+def test_neighbours_agree_on_what_both_speak(newest: int, oldest: int, spoken: int | None) -> None:
+    assert (wire.VERSION, wire.OLDEST) == (2, 1)
+    if spoken is None:
+        with pytest.raises(wire.NoCommonVersion, match=f"{oldest} to {newest}.*1 to 2"):
+            wire.agree(newest, oldest)
+    else:
+        assert wire.agree(newest, oldest) == spoken
