@@ -113,15 +113,15 @@ class StaleIncarnation(AgentError):
         )
 
 
-class Draining(AgentError):
-    """agentd of the node is going away and takes no new run."""
+class AgentdEnding(AgentError):
+    """agentd of the node is about to end and takes no new run."""
 
-    reason = "DRAINING"
+    reason = "AGENTD_ENDING"
     code = Code.UNAVAILABLE
 
     def __init__(self, node: str) -> None:
         super().__init__(
-            f"node {node} is draining and takes no new run. Use another node, or start agentd there again.",
+            f"node {node} takes no new run: its agentd is ending. Use another node, or start agentd there again.",
             {"node": node},
         )
 
@@ -227,6 +227,20 @@ class JournalUnavailable(AgentError):
         super().__init__(
             f"the journal cannot be used: {problem}. Look at its disk, then try again.",
             {"problem": problem},
+        )
+
+
+class NodeDegraded(AgentError):
+    """Something that new runs need has run out on the node; what runs there goes on."""
+
+    reason = "NODE_DEGRADED"
+    code = Code.UNAVAILABLE
+
+    def __init__(self, node: str, condition: str, problem: str, step: str) -> None:
+        super().__init__(
+            f"node {node} takes no new run: {condition}: {problem}. {step}, or use another node; it takes "
+            "runs again by itself.",
+            {"node": node, "condition": condition, "problem": problem, "step": step},
         )
 
 
@@ -359,7 +373,7 @@ ERRORS: Mapping[str, type[AgentError]] = {
         RunNotFound,
         RunConflict,
         StaleIncarnation,
-        Draining,
+        AgentdEnding,
         DeviceInUse,
         NoSuchDevice,
         RunEnded,
@@ -367,6 +381,7 @@ ERRORS: Mapping[str, type[AgentError]] = {
         StaleSession,
         HubUnreachable,
         JournalUnavailable,
+        NodeDegraded,
         LogNotFound,
         NotSupported,
         InternalError,

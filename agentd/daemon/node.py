@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import os
 import platform
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -18,18 +17,22 @@ import grpc
 from agentd import __version__
 from agentd.api.targets import Target
 from agentd.api.types import GroupRef, NodeInfo
+from agentd.core.conditions import Condition
+from agentd.daemon.threads import in_own_thread
 from agentd.procs.node import NodeFacts, look
 
 PATIENCE: Final = 2.0
 """Seconds a look at the machine may take before the last one is shown."""
-STATE_DISK_SLOW: Final = "STATE_DISK_SLOW"
+STATE_DISK_SLOW: Final = Condition.STATE_DISK_SLOW.value
+
+_log = logging.getLogger(__name__)
 
 
 class Groups(Protocol):
     """The part of the registry that GetNode shows."""
 
     @property
-    def draining(self) -> bool: ...
+    def ending(self) -> bool: ...
 
     @property
     def problems(self) -> Mapping[str, str]: ...
@@ -69,46 +72,20 @@ class NodeReporter:
 
     async def info(self) -> NodeInfo:
         """This node now. A disk that does not answer makes it old, never late."""
-        slow = False
+        problems = dict(self._groups.problems)
         try:
             self._last = await asyncio.wait_for(asyncio.shield(self._looking()), PATIENCE)
-        except (asyncio.TimeoutError, OSError):
-            slow = True
-        late = {STATE_DISK_SLOW: f"it did not answer in {PATIENCE:g} s"} if slow else {}
-        return _node_info(self._fixed, self._last, self._groups, {**self._groups.problems, **late})
+        except asyncio.TimeoutError:
+            problems.setdefault(STATE_DISK_SLOW, f"it did not answer in {PATIENCE:g} s")
+        except OSError as error:
+            # What is wrong is told by the conditions, which look for themselves.
+            _log.info("the machine cannot be looked at", extra={"problem": str(error)})
+        return _node_info(self._fixed, self._last, self._groups, problems)
 
     def _looking(self) -> asyncio.Future[NodeFacts]:
         if self._look is None or self._look.done():
-            self._look = _in_thread(look, self._fixed.state_dir)
+            self._look = in_own_thread(lambda: look(self._fixed.state_dir), "agentd-node")
         return self._look
-
-
-def _in_thread(call: Callable[[str], NodeFacts], directory: str) -> asyncio.Future[NodeFacts]:
-    """The result of a call that may never return: its thread, unlike a pool's, keeps nobody from ending."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[NodeFacts] = loop.create_future()
-
-    def work() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop may be over by now
-            try:
-                facts = call(directory)
-            except OSError as error:
-                loop.call_soon_threadsafe(_fail, answer, error)
-            else:
-                loop.call_soon_threadsafe(_resolve, answer, facts)
-
-    threading.Thread(target=work, name="agentd-node", daemon=True).start()
-    return answer
-
-
-def _resolve(answer: asyncio.Future[NodeFacts], facts: NodeFacts) -> None:
-    if not answer.done():
-        answer.set_result(facts)
-
-
-def _fail(answer: asyncio.Future[NodeFacts], error: OSError) -> None:
-    if not answer.done():
-        answer.set_exception(error)
 
 
 def _node_info(
@@ -116,7 +93,7 @@ def _node_info(
 ) -> NodeInfo:
     info = replace(
         fixed,
-        draining=groups.draining,
+        ending=groups.ending,
         groups=groups.group_refs(),
         conditions=tuple(problems),
         condition_details=problems,

@@ -23,8 +23,10 @@ from agentd.daemon.handover import Handover
 from agentd.daemon.health import HealthKeeper
 from agentd.daemon.node import NodeReporter
 from agentd.daemon.rendezvous import NodeRendezvous
+from agentd.daemon.resources import ResourceWatch
 from agentd.groups import history
 from agentd.groups.archive import Archive
+from agentd.groups.conditions import Conditions
 from agentd.groups.journal import DAMAGED, Former, Journal
 from agentd.groups.layout import DATABASE
 from agentd.groups.logs import LogReader
@@ -64,6 +66,7 @@ async def opened(
         journal = await _journal(config, stack)
         advertised = AdvertisedAddress(config.advertise_addr, bound)
         hub = Hub(config.node_id, journal, address=advertised.default)
+        conditions = Conditions()
         registry = Registry(
             node_id=config.node_id,
             state_dir=config.state_dir,
@@ -71,7 +74,12 @@ async def opened(
             rendezvous=NodeRendezvous(hub, agent_uid=journal.agent_uid, daemon_starts=journal.daemon_starts),
             advertise=advertised.for_hub,
             host_mode=config.host_mode.value,
+            conditions=conditions,
         )
+        watch = ResourceWatch(config.state_dir, conditions)
+        await watch.step()
+        watching = asyncio.create_task(watch.keep())
+        stack.push_async_callback(_cancelled, watching)
         await registry.start()
         stack.push_async_callback(registry.close)
         logs = LogReader(registry, config.node_id)

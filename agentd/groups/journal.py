@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import secrets
 import sqlite3
 import threading
 import time
@@ -22,6 +21,8 @@ from pathlib import Path
 
 from agentd.api.errors import JournalUnavailable
 from agentd.api.history import EventKind
+from agentd.core.conditions import Condition
+from agentd.groups.agentuid import FILE_NAME, agent_uid
 from agentd.groups.database import Opened, is_damage, open_database, reading
 from agentd.groups.records import HubRow, Record
 from agentd.groups.remembered import Remembered, read
@@ -29,8 +30,8 @@ from agentd.groups.schema import NewerSchema
 from agentd.procs.identity import boot_id
 
 PATIENCE = 1.0
-BEHIND = "JOURNAL_BEHIND"
-DAMAGED = "JOURNAL_DAMAGED"
+BEHIND = Condition.JOURNAL_BEHIND.value
+DAMAGED = Condition.JOURNAL_DAMAGED.value
 KEPT_EVENTS = 5000
 """Of one incarnation of a run, and of the node itself."""
 KEPT_EVENTS_IN_ALL = 50_000
@@ -41,6 +42,8 @@ KEPT_ELASTIC_EVENTS_IN_ALL = 50_000
 _RETRY_S = 0.5
 _PROBE = "INSERT OR REPLACE INTO meta VALUES ('written_again_at', ?)"
 _TIDY_EACH = 2000
+_MANY = 11
+"""More digits than seconds have: nobody counted that."""
 _CLOSE_S = 5.0
 _UNFIT = (ValueError, OverflowError, TypeError, sqlite3.DataError)
 """What a record raises that no other try would write."""
@@ -142,7 +145,7 @@ class Journal:
             try:
                 db = stack.enter_context(contextlib.closing(self._open()))
                 self.former = _former(db)
-                self.agent_uid, self.daemon_starts = _introduce(db)
+                self.agent_uid, self.daemon_starts = _introduce(db, self._path.parent)
                 # Before it is tidied: the processes of a group whose run is lost are still to be ended.
                 self.remembered = read(db)
                 self._tell_damage(self.remembered.unreadable)
@@ -283,15 +286,19 @@ def _former(db: sqlite3.Connection) -> Former | None:
     return Former(last[0] == EventKind.AGENTD_ENDED, boot[0] if boot else "")
 
 
-def _introduce(db: sqlite3.Connection) -> tuple[str, int]:
-    """The agent's uid, made at the first start, and the number of this start."""
+def _introduce(db: sqlite3.Connection, state_dir: Path) -> tuple[str, int]:
+    """The agent's uid and the number of this start, which is above those of all earlier ones."""
+    known = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('agent_uid', 'daemon_starts')"))
+    is_first = not known and not Path(state_dir, FILE_NAME).exists()
+    uid = agent_uid(state_dir, str(known.get("agent_uid", "")))
+    counted = "0" if is_first else str(known.get("daemon_starts", ""))
+    # A count that was lost had begun at 0, and no start takes as little as a second.
+    starts = (int(counted) if counted.isdecimal() and len(counted) < _MANY else int(time.time())) + 1
     with db:
-        db.execute("INSERT OR IGNORE INTO meta VALUES ('agent_uid', ?)", (secrets.token_hex(16),))
-        db.execute("INSERT OR IGNORE INTO meta VALUES ('daemon_starts', '0')")
-        db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'daemon_starts'")
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('agent_uid', ?)", (uid,))
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('daemon_starts', ?)", (str(starts),))
         db.execute("INSERT OR REPLACE INTO meta VALUES ('boot_id', ?)", (boot_id(),))
-    meta: dict[str, str] = dict(db.execute("SELECT key, value FROM meta"))
-    return meta["agent_uid"], int(meta["daemon_starts"])
+    return uid, starts
 
 
 def _tidy_if_possible(db: sqlite3.Connection) -> None:

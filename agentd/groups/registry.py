@@ -17,9 +17,10 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from agentd.api.errors import (
+    AgentdEnding,
     AgentError,
-    Draining,
     InvalidSpec,
+    NodeDegraded,
     NotRunning,
     ProgramUnusable,
     RunConflict,
@@ -38,10 +39,12 @@ from agentd.api.types import (
     StreamEnd,
     WorkerState,
 )
+from agentd.core.conditions import Condition
 from agentd.core.specs import MAX_INCARNATION, MAX_REQUEST_ID, check_name, differing_fields, validate
 from agentd.groups import history
 from agentd.groups.admission import Machine, RolePlan, plan_node
 from agentd.groups.board import Board, RunKey
+from agentd.groups.conditions import Conditions
 from agentd.groups.devices import DeviceBook
 from agentd.groups.journal import Journal
 from agentd.groups.logs import WorkerLog
@@ -61,7 +64,6 @@ STOP_NOW_S = 5.0
 ADMISSION_S = 15.0
 """How long a disk may take to tell whether a program is there."""
 CLOSE_S = 2.0
-UNKILLABLE = "UNKILLABLE"
 
 _log = logging.getLogger(__name__)
 _HUB = "hub_address"
@@ -91,6 +93,7 @@ class Registry:
         advertise: Callable[[str], Awaitable[str]],
         machine: Machine | None = None,
         host_mode: str = "stop",
+        conditions: Conditions | None = None,
     ) -> None:
         """`journal` is started. `advertise(hub_address)` tells how the members of that hub's run reach us.
 
@@ -105,6 +108,10 @@ class Registry:
         self._disk = ThreadPoolExecutor(8, thread_name_prefix="agentd-disk")
         self._sweeps = ThreadPoolExecutor(8, thread_name_prefix="agentd-sweep")
         self._door = HostDoor(state_dir, self._disk)
+        self._conditions = conditions or Conditions()
+        self._conditions.add_source(lambda: journal.problems)
+        self._conditions.add_source(self._stuck_problems)
+        self._conditions.on_change(self._refresh_all)
         self._shared = Facilities(
             journal=journal,
             door=self._door,
@@ -112,6 +119,7 @@ class Registry:
             disk=self._disk,
             sweeps=self._sweeps,
             host_mode=host_mode,
+            conditions=self._conditions,
         )
         self._board = Board(node_id, journal.daemon_starts * _REVISIONS_PER_START)
         self._devices = DeviceBook()
@@ -119,7 +127,7 @@ class Registry:
         self._ended: OrderedDict[RunKey, _Ended] = OrderedDict()
         self._admissions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._background: set[asyncio.Task[None]] = set()
-        self.draining = False
+        self.ending = False
         """Whether new runs are refused because agentd goes away."""
 
     # --- life
@@ -131,12 +139,12 @@ class Registry:
         # Only now: a host that is not known yet would be told to end.
         await self._door.open()
 
-    async def drain(self, grace: float | None = None) -> None:
+    async def shut_down(self, grace: float | None = None) -> None:
         """Take no new run, stop this node's part of each, and return when nothing of them is left.
 
         `grace` can only shorten that of a run.
         """
-        self.draining = True
+        self.ending = True
         reason = f"agentd of node {self._node_id} goes away"
         for run in list(self._live.values()):
             own = run.part.stop_grace
@@ -149,7 +157,7 @@ class Registry:
 
     async def stop_now(self) -> None:
         """End all groups at once. Returns soon, whatever happens."""
-        self.draining = True
+        self.ending = True
         for run in self._live.values():
             run.stop(f"agentd of node {self._node_id} ends at once", 0.0)
         try:
@@ -173,7 +181,7 @@ class Registry:
     @property
     def accepting(self) -> bool:
         """Whether a Run would be taken, as far as the node as a whole is concerned."""
-        return not self.draining and not self._stuck and not self._journal.conditions
+        return not self.ending and self._conditions.ready
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -183,12 +191,17 @@ class Registry:
     @property
     def problems(self) -> Mapping[str, str]:
         """What degrades the node: for people, by the name of the condition."""
-        stuck = {UNKILLABLE: "processes here do not end: see the runs that are LOST"} if self._stuck else {}
-        return {**self._journal.problems, **stuck}
+        return self._conditions.look()
 
-    @property
-    def _stuck(self) -> bool:
-        return any(run.stuck for run in self._live.values()) or any(e.stuck for e in self._ended.values())
+    def _stuck_problems(self) -> Mapping[str, str]:
+        stuck = any(run.stuck for run in self._live.values()) or any(e.stuck for e in self._ended.values())
+        told = {Condition.UNKILLABLE.value: "processes here do not end: see the runs that are LOST"}
+        return told if stuck else {}
+
+    def _refresh_all(self) -> None:
+        """Every live run shows what degrades its node."""
+        for run in list(self._live.values()):
+            run.refresh()
 
     # --- verbs
 
@@ -208,8 +221,11 @@ class Registry:
             known = await self._known(request)
             if known is not None:
                 return known, False
-            if self.draining:
-                raise Draining(self._node_id)
+            if self.ending:
+                raise AgentdEnding(self._node_id)
+            condition, problem, next_step = self._conditions.refusal
+            if condition:
+                raise NodeDegraded(self._node_id, condition, problem, next_step)
             return await self._begin(request), True
 
     async def stop(self, request: StopRequest, caller: str = "") -> RunStatus:

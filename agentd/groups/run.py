@@ -9,12 +9,15 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from types import MappingProxyType
 
 from agentd.api.errors import AgentError, HubUnreachable, RunEnded, RunNotFound
 from agentd.api.types import TERMINAL, GroupRef, GroupStatus, Phase, RunSpec, RunStatus
 from agentd.core import defaults
 from agentd.core import group_events as ev
 from agentd.core.assignment import Assignment
+from agentd.core.conditions import Condition
+from agentd.core.contact import Contact
 from agentd.groups import history, layout, snapshot
 from agentd.groups.admission import RolePlan
 from agentd.groups.left import KEEP, LeftGroup, as_member
@@ -24,6 +27,8 @@ from agentd.groups.records import RunRow
 from agentd.groups.supervisor import KEPT_LOGS, Facilities, Supervisor
 from agentd.host.wire import HostSpec
 from agentd.hub.messages import RunFinished
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +109,9 @@ class NodeRun:
             part.spec, part.incarnation, part.hub_address or part.address, part.started_at
         )
         self._hub_problem = ""
+        self._hub_lost_at = 0.0
         self._end: snapshot.PartEnd | None = None
+        self._conditions: dict[str, str] = {}
         self._session: Session | None = None
         self._supervisors: dict[str, Supervisor] = {}
         self._former_logs = deque(former_logs, maxlen=KEPT_LOGS)
@@ -225,6 +232,15 @@ class NodeRun:
         for supervisor in self._supervisors.values():
             supervisor.kill_host()
 
+    def refresh(self) -> None:
+        """Show what else has changed: the node's conditions."""
+        self._refresh()
+
+    def note(self, condition: Condition, sentence: str) -> None:
+        """Something degrades this run here, for good; the last word counts."""
+        self._conditions[condition.value] = sentence
+        self._refresh()
+
     async def groups_ended(self) -> None:
         """Return when no group of it is left here."""
         await asyncio.gather(*(supervisor.ended.wait() for supervisor in self._supervisors.values()))
@@ -278,11 +294,17 @@ class NodeRun:
             )
         self._refresh()
 
-    def on_hub_lost(self, problem: str) -> None:
+    def on_contact(self, contact: Contact) -> None:
+        """The hub has answered, or wants a round gone: the hosts hear at once how long each may act."""
+        for supervisor in self._supervisors.values():
+            supervisor.tell_contact(contact)
+
+    def on_hub_lost(self, problem: str, since: float) -> None:
         """The hub does not answer; workers go on."""
         sentence = f"hub {self.status.hub_address} unreachable: {problem}"
         if not self._hub_problem:
             self._shared.journal.post(history.hub_lost(self.status, sentence, time.time()))
+            self._hub_lost_at = since
         self._hub_problem = sentence
         self._refresh()
 
@@ -290,7 +312,7 @@ class NodeRun:
         """The hub answers again."""
         if self._hub_problem:
             self._shared.journal.post(history.hub_found(self.status, time.time()))
-        self._hub_problem = ""
+        self._hub_problem, self._hub_lost_at = "", 0.0
         self._refresh()
 
     def on_hub_timeout(self, error: HubUnreachable) -> None:
@@ -309,12 +331,15 @@ class NodeRun:
         if supervisor is not None:
             supervisor.post(event)
 
-    def _composed(self) -> RunStatus:
+    def _composed(self, of_node: Mapping[str, str] = NOTHING) -> RunStatus:
+        """The run now. `of_node`: what degrades the node."""
         part = self.part
         own = snapshot.own_part(
-            part.node_id, part.address, part.node_name or part.node_id, self.groups(), self._hub_problem
-        )
-        return snapshot.compose(self._hub, own, self._end, hub_here=part.hub_here)
+            part.node_id, part.address, part.node_name or part.node_id, self.groups(), self._hub_problem,
+            {**of_node, **self._conditions},
+        )  # fmt: skip
+        known = replace(self._hub, hub_unreachable_since=self._hub_lost_at)
+        return snapshot.compose(known, own, self._end, hub_here=part.hub_here)
 
     def _refresh(self) -> None:
         """Publish the status if it is another one; end the part when nothing of it is left."""
@@ -322,8 +347,10 @@ class NodeRun:
             return
         if self._end is None and not self.part.hub_here:
             self._end = snapshot.part_end_of(self.groups())
-        status = self._composed()
+        status = self._composed(self._shared.conditions.details)
         if status.phase in TERMINAL:
+            # For good: what degrades the node passes.
+            status = self._composed()
             # Journalled before anybody is told, and told with its time.
             conclude = self._conclude(replace(status, finished_at=status.finished_at or time.time()))
             self.conclusion = asyncio.get_running_loop().create_task(conclude)
@@ -365,6 +392,7 @@ def host_spec(part: Part, plan: RolePlan, facilities: Facilities) -> HostSpec:
             facilities.state_dir, plan.log_root, spec.run_id, part.incarnation, role.role
         ),
         mode=facilities.host_mode,
+        on_isolation=spec.on_isolation.value,
         max_restarts=spec.max_restarts,
         master_addr=role.master_addr,
         master_port=role.master_port,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from agentd.api.types import TERMINAL, GroupStatus, NodeStatus, Phase, RunSpec, RunStatus
@@ -34,7 +34,12 @@ def without_hub(spec: RunSpec, incarnation: int, hub_address: str, started_at: f
 
 
 def own_part(
-    node_id: str, address: str, name: str, groups: tuple[GroupStatus, ...], hub_problem: str
+    node_id: str,
+    address: str,
+    name: str,
+    groups: tuple[GroupStatus, ...],
+    hub_problem: str,
+    conditions: Mapping[str, str] | None = None,
 ) -> NodeStatus:
     """This node's entry."""
     phase = least_advanced(group.phase for group in groups)
@@ -47,6 +52,7 @@ def own_part(
         reason="; ".join(reasons),
         groups=groups,
         name=name,
+        conditions=conditions or {},
     )
 
 

@@ -18,8 +18,10 @@ from dataclasses import dataclass, replace
 
 from agentd.api.types import TERMINAL, Failure, GroupStatus, Phase, WorkerState, WorkerStatus
 from agentd.core import group_events as ev
+from agentd.core.contact import Contact
 from agentd.core.group import GroupState, HostState, step
 from agentd.groups import history, layout
+from agentd.groups.conditions import Conditions
 from agentd.groups.journal import Journal
 from agentd.groups.left import LeftGroup, state_text
 from agentd.groups.logs import WorkerLog
@@ -57,6 +59,8 @@ class Facilities:
     """For sweeps, which take seconds when something does not want to die."""
     host_mode: str = "stop"
     """What hosts do when their agentd is gone: see `HostSpec.mode`."""
+    conditions: Conditions
+    """What degrades the node."""
 
 
 class Supervisor:
@@ -84,6 +88,7 @@ class Supervisor:
         """Each with the number of the report it came with, or 0."""
         self._wake = asyncio.Event()
         self._handle: HostHandle | None = None
+        self._contact: Contact | None = None
         self._token = left.spec.token if left else ""
         self._sessions: frozenset[ProcessIdentity] = left.sessions if left else frozenset()
         """Of the workers of which the host has not said that nothing is left."""
@@ -148,6 +153,12 @@ class Supervisor:
             self._handle.send(wire.SignalWorkers(signal=signum, ranks=wanted))
         return wanted
 
+    def tell_contact(self, contact: Contact) -> None:
+        """The hub has answered, or wants a round gone. Past all events: it is about now."""
+        self._contact = contact
+        if self._handle is not None:
+            self._handle.tell_contact(contact)
+
     def kill_host(self) -> None:
         """End the host at once, and its workers with it."""
         if self._handle is not None:
@@ -186,6 +197,8 @@ class Supervisor:
             case wire.Done():
                 self._sessions = frozenset()
                 return ev.WorkersDone(frame.round)
+            case wire.Isolated():
+                return ev.RoundStopped(frame.round, frame.reason)
             case wire.Unkillable():
                 return ev.WorkersUnkillable(_stuck_sentence(frame.pids, frame.wait_channels))
             case wire.Ended():
@@ -333,6 +346,8 @@ class Supervisor:
         except (SpawnError, OSError) as error:
             self.post(ev.HostDied(str(error)))
         else:
+            if self._contact is not None:
+                self._handle.tell_contact(self._contact)
             identity = self._handle.identity
             assert identity is not None
             self.post(ev.HostSpawned(identity.pid))

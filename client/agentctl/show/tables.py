@@ -111,6 +111,8 @@ def run_summary(run: RunStatus) -> list[str]:
         lines.append(f"  missing: {', '.join(run.missing)}")
     if run.spares:
         lines.append(f"  spares: {', '.join(run.spares)}")
+    for node in run.nodes:
+        lines.extend(f"  {node_label(node)}: {name}: {said}" for name, said in node.conditions.items())
     if run.first_failure is not None:
         failure = run.first_failure
         lines.append(
@@ -146,7 +148,7 @@ def nodes_table(nodes: Sequence[NodeInfo]) -> TableData:
             (
                 node.node_id,
                 node.advertised_address or "-",
-                "draining" if node.draining else ", ".join(node.conditions) or "ready",
+                "ending" if node.ending else ", ".join(node.conditions) or "ready",
                 node.version,
                 str(node.cpus),
                 str(node.gpus),
@@ -209,4 +211,4 @@ def _write_rich(data: TableData) -> None:
 def _style(column: str, cell: str) -> str:
     if column == "PHASE":
         return next((style for phase, style in PHASE_STYLES.items() if phase.value == cell), "")
-    return {"draining": "yellow", "FAILED": "red"}.get(cell, "")
+    return {"ending": "yellow", "FAILED": "red"}.get(cell, "")

@@ -1,0 +1,56 @@
+"""What is left of what runs out: room on a disk, descriptors. `disk_facts` may wait for the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+
+from agentd.core.conditions import DiskFacts
+
+SHORTAGES = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EAGAIN,
+        errno.ENOMEM,
+    }
+)
+"""What passes without anybody changing the run: worth another try."""
+HEADROOM = 8
+"""With fewer descriptors left nothing new can be begun."""
+
+
+def disk_facts(directory: str) -> DiskFacts:
+    """The file system that holds `directory`. Raises `OSError`."""
+    found = os.statvfs(directory)
+    return DiskFacts(
+        total=found.f_blocks * found.f_frsize,
+        # Root may write what is kept for it.
+        free=(found.f_bavail if os.geteuid() else found.f_bfree) * found.f_frsize,
+        inodes=found.f_files,
+        inodes_free=found.f_favail if os.geteuid() else found.f_ffree,
+        read_only=bool(found.f_flag & os.ST_RDONLY),
+    )
+
+
+def missing_descriptors() -> str:
+    """Why there are not `HEADROOM` descriptors more to be had; empty: there are."""
+    with contextlib.ExitStack() as stack:
+        try:
+            for _ in range(HEADROOM):
+                stack.callback(os.close, os.open("/", os.O_PATH | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno == errno.EMFILE:
+                return f"agentd has {_limit()} files open, its limit"
+            return f"the machine has no file to open left ({error.strerror})"
+    return ""
+
+
+def _limit() -> str:
+    import resource
+
+    return str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
