@@ -198,7 +198,7 @@ async def test_opening_a_whole_file_moves_nothing(tmp_path: Path) -> None:
         journal = await opened(path)
         await journal.close()
         assert journal.problems == {}
-    assert os.listdir(tmp_path) == ["agentd.db"]
+    assert sorted(os.listdir(tmp_path)) == ["agent_uid", "agentd.db"]
 
 
 async def test_many_starts_at_a_damaged_file_keep_all_damaged_files(tmp_path: Path) -> None:
