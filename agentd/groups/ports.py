@@ -8,6 +8,7 @@ from typing import Protocol
 from agentd.api.errors import AgentError, HubUnreachable
 from agentd.api.types import Failure, RunSpec, RunStatus
 from agentd.core.assignment import Assignment
+from agentd.core.contact import Contact
 from agentd.hub.messages import MemberState, RunFinished
 
 
@@ -51,7 +52,9 @@ class Listener(Protocol):
 
     def on_view(self, status: RunStatus) -> None: ...
 
-    def on_hub_lost(self, problem: str) -> None: ...
+    def on_contact(self, contact: Contact) -> None: ...
+
+    def on_hub_lost(self, problem: str, since: float) -> None: ...
 
     def on_hub_found(self) -> None: ...
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import Protocol
 
+from agentd.core.contact import Contact
 from agentd.host.reports import read_reports
 from agentd.host.wire import (
     VERSION,
@@ -21,6 +22,7 @@ from agentd.host.wire import (
     Frame,
     Hello,
     HostSpec,
+    HubContact,
     ReportFrame,
     Welcome,
     encode,
@@ -39,6 +41,9 @@ LAST_WORDS_S = 2.0
 """How long the frames of a host that has ended are waited for."""
 CATCH_UP_S = 30.0
 """How long a disk may take to give what a host reported meanwhile."""
+
+UNREAD_CONTACTS = 16 * 1024
+"""Bytes a host may leave unread until it is told no more of the hub's answers."""
 
 _POLL_S = 0.02
 
@@ -75,6 +80,7 @@ class HostHandle:
         self._loop = asyncio.get_running_loop()
         self._writer: asyncio.StreamWriter | None = None
         self._unsent: deque[AgentFrame] = deque()
+        self._contact: Contact | None = None
         self._protocol = 1
         """The version that is spoken with it, once it has said hello."""
         self._admitted = False
@@ -111,6 +117,16 @@ class HostHandle:
             return
         self._unsent.append(frame)
         self._flush()
+
+    def tell_contact(self, contact: Contact) -> None:
+        """Tell the host how it stands with the hub. What it does not read is left out."""
+        self._contact = contact
+        writer = self._writer
+        if self._over or not self._admitted or writer is None or self._unsent:
+            return
+        if writer.transport.get_write_buffer_size() <= UNREAD_CONTACTS:
+            self._unsent.append(HubContact(contact=contact))
+            self._flush()
 
     def admit(self) -> None:
         """The host is journalled: welcome it as soon as it dials in, or now. It starts nothing before."""
@@ -237,6 +253,9 @@ class HostHandle:
             self._be_patient(REDIAL_TIMEOUT_S)
 
     def _welcome(self) -> None:
+        if self._contact is not None:
+            # A place among what waits is not to be read without it.
+            self._unsent.appendleft(HubContact(contact=self._contact))
         self._unsent.appendleft(Welcome(spec=self._spec, protocol=VERSION))
         self._flush()
 

@@ -6,13 +6,12 @@ through as `StopRequested`.
 
 from __future__ import annotations
 
-import json
-import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 
 from agentd.core.assignment import Assignment
+from agentd.core.contact import Contact
 from agentd.elastic.multiprocessing.errors.failure import NOT_AVAILABLE, ProcessFailure
 from agentd.elastic.rendezvous.api import RendezvousHandler, RendezvousInfo
 from agentd.elastic.rendezvous.coordinated import (
@@ -22,24 +21,23 @@ from agentd.elastic.rendezvous.coordinated import (
     WorkerStart,
 )
 from agentd.elastic.utils.ports import RoundPort
+from agentd.host.roundfile import RoundFile
 from agentd.host.wire import (
     Done,
     Exited,
     Failed,
     FailedWorker,
     HostSpec,
+    Isolated,
     Ready,
     ReportFrame,
     Started,
     StartedWorker,
     StopRound,
 )
+from agentd.procs.boottime import boottime
 from agentd.procs.exits import exit_of
 from agentd.procs.waiter import Waiter
-
-ROUND_FILE = "round.json"
-
-_log = logging.getLogger(__name__)
 
 
 class HostRendezvous(RendezvousHandler):
@@ -49,7 +47,12 @@ class HostRendezvous(RendezvousHandler):
         self, spec: HostSpec, group_dir: str, waiter: Waiter, report: Callable[[ReportFrame], object]
     ) -> None:
         self._spec = spec
-        self._round_file = f"{group_dir}/{ROUND_FILE}"
+        self._round_file = RoundFile(
+            group_dir, run_id=spec.run_id, incarnation=spec.incarnation, node_id=spec.node_id
+        )
+        self._contact = Contact(sent_at=0.0, valid_until=0.0)
+        self._running = False  # of the newest round there may be processes here
+        self._failed = False  # its workers are being stopped already
         self._waiter = waiter
         self._report = report
         self._place: Assignment | None = None
@@ -57,6 +60,8 @@ class HostRendezvous(RendezvousHandler):
         self._port = RoundPort()
         self.workers: dict[int, StartedWorker] = {}
         """The running ones, by global rank."""
+        if spec.on_isolation == "stop":
+            waiter.add_pump(self._mind_contact)
 
     # What agentd says.
 
@@ -68,6 +73,12 @@ class HostRendezvous(RendezvousHandler):
     def on_stop_round(self, frame: StopRound) -> None:
         """The round, and every older one, must go."""
         self._stop_round = max(self._stop_round, frame.round)
+
+    def on_contact(self, contact: Contact) -> None:
+        """The hub has answered, or wants a round gone."""
+        self._contact = contact
+        if self._running:
+            self._write_round_file()
 
     # What the agent asks.
 
@@ -87,6 +98,7 @@ class HostRendezvous(RendezvousHandler):
         return int(self.round_over())
 
     def shutdown(self) -> bool:
+        self._waiter.remove_pump(self._mind_contact)
         self._port.close()
         return True
 
@@ -97,7 +109,8 @@ class HostRendezvous(RendezvousHandler):
         self._waiter.wait_until(lambda: self._round > gone, None)
         place = self._place
         assert place is not None
-        self._write_round_file(place.round)
+        self._running, self._failed = True, False
+        self._write_round_file()
         return AssignedRendezvousInfo(place)
 
     def on_workers_started(self, round: int, workers: Sequence[WorkerStart]) -> None:
@@ -119,6 +132,7 @@ class HostRendezvous(RendezvousHandler):
         self._report(exited)
 
     def on_failure(self, round: int, failures: Mapping[int, ProcessFailure], reason: str) -> Verdict:
+        self._failed = True
         self._report_failed(round, failures, reason)
         # Restart or end is the hub's word; an end arrives as a stop of the agent.
         self._waiter.wait_until(self.round_over, None)
@@ -128,6 +142,7 @@ class HostRendezvous(RendezvousHandler):
         self._report_failed(round, failures, "")
 
     def on_done(self, round: int) -> Verdict:
+        self.on_round_gone(round)
         self._report(Done(round=round))
         return Verdict.END
 
@@ -135,7 +150,9 @@ class HostRendezvous(RendezvousHandler):
         return self._stop_round >= self._round > 0
 
     def on_round_gone(self, round: int) -> None:
-        """Told by `ready`, which also offers the next port, or by the last report."""
+        """agentd is told by `ready`, which also offers the next port, or by the last report."""
+        self._running = False
+        self._round_file.remove()
 
     @property
     def _round(self) -> int:
@@ -146,20 +163,29 @@ class HostRendezvous(RendezvousHandler):
         failed.sort(key=lambda worker: -worker.age_s)
         self._report(Failed(round=round, failures=tuple(failed), reason=reason))
 
-    def _write_round_file(self, round: int) -> None:
-        """Without a disk the file stays that of an older round: whoever asks it keeps off, others work."""
-        text = json.dumps(
-            {"run_id": self._spec.run_id, "incarnation": self._spec.incarnation, "round": round}
-        )
-        partial = Path(f"{self._round_file}.new")
-        try:
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(self._round_file)
-        except OSError as error:
-            _log.error("the round file is not on disk: %s: %s", self._round_file, error)
+    def _write_round_file(self) -> None:
+        self._round_file.write(self._round, self._contact.until(self._round))
+
+    def _mind_contact(self, now: float) -> float | None:
+        """Stop the round by itself once the contact has run out: agentd may be frozen, or gone."""
+        if not self._running or self._failed or self.round_over():
+            return None
+        left = self._contact.until(self._round) - boottime()
+        if left > 0:
+            return now + left
+        since = time.time() - (boottime() - self._contact.sent_at)
+        self._report(Isolated(round=self._round, reason=isolation_sentence(since)))
+        self._stop_round = self._round
+        return now
 
     def _log_dir(self, round: int, failure: ProcessFailure) -> str:
         return f"{self._spec.log_root}/round_{round}/{failure.local_rank}"
+
+
+def isolation_sentence(since: float) -> str:
+    """Why a node stops its round by itself. `since`: seconds since the epoch."""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+    return f"no contact with the hub since {at}, and on_isolation is stop"
 
 
 def _started(worker: WorkerStart) -> StartedWorker:

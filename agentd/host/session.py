@@ -19,8 +19,9 @@ from agentd.elastic.agent.server.spec import WorkerSpec
 from agentd.elastic.multiprocessing import RoundLogsSpecs, SignalException
 from agentd.host.link import AgentLink
 from agentd.host.recorded import JournalHandler
-from agentd.host.rendezvous import ROUND_FILE, HostRendezvous
+from agentd.host.rendezvous import HostRendezvous
 from agentd.host.reports import ReportLog
+from agentd.host.roundfile import ROUND_FILE
 from agentd.host.wire import (
     OLDEST,
     VERSION,
@@ -30,6 +31,7 @@ from agentd.host.wire import (
     FinishHost,
     Hello,
     HostSpec,
+    HubContact,
     Refused,
     ReportFrame,
     SignalWorkers,
@@ -198,6 +200,8 @@ class HostSession:
             rendezvous.on_assigned(frame.place)
         elif isinstance(frame, StopRound):
             rendezvous.on_stop_round(frame)
+        elif isinstance(frame, HubContact):
+            rendezvous.on_contact(frame.contact)
         elif isinstance(frame, SignalWorkers):
             agent.signal_workers(frame.signal, frame.ranks)
 
@@ -249,6 +253,7 @@ def _worker_env(spec: HostSpec, group_dir: str) -> Mapping[str, str]:
     """What agentd adds to torch's contract and the elastic library cannot know."""
     return {
         **spec.env,
+        "AGENTD_INCARNATION": str(spec.incarnation),
         "AGENTD_NODE_ID": spec.node_id,
         "AGENTD_ROUND_FILE": f"{group_dir}/{ROUND_FILE}",
     }

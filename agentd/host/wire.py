@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import ClassVar, TypeAlias
 
 from agentd.core.assignment import Assignment
+from agentd.core.contact import Contact
 from agentd.host.shaped import ShapeError, build, shown
 
 VERSION = 2
@@ -73,6 +74,8 @@ class HostSpec:
     master_port: int = 0
     mode: str = "stop"
     """`stop`: the workers end with their agentd. `keep`: they outlive it, and the host dials the next one."""
+    on_isolation: str = "keep"
+    """What becomes of the workers when the contact with the hub has run out: `keep` or `stop`."""
 
 
 # --- host -> agentd: hello, then reports, each with a sequence number and its time
@@ -198,6 +201,15 @@ class Unkillable(Report):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Isolated(Report):
+    """The contact with the hub has run out, and the host stops the round's workers by itself."""
+
+    type: ClassVar[str] = "isolated"
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded(Report):
     """The group's agent recorded an event; for the journal, nothing else follows from it."""
 
@@ -272,9 +284,17 @@ class SignalWorkers:
     ranks: tuple[int, ...] = ()
 
 
-ReportFrame: TypeAlias = Ready | Started | Exited | Failed | Done | Unkillable | Recorded | Ended
-HostFrame: TypeAlias = Hello | Ready | Started | Exited | Failed | Done | Unkillable | Recorded | Ended
-AgentFrame: TypeAlias = Welcome | Refused | Assigned | StopRound | FinishHost | SignalWorkers
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubContact:
+    """The hub has answered, or wants a round gone: how long each round may act. The newest one counts."""
+
+    type: ClassVar[str] = "hub_contact"
+    contact: Contact
+
+
+ReportFrame: TypeAlias = Ready | Started | Exited | Failed | Done | Unkillable | Isolated | Recorded | Ended
+HostFrame: TypeAlias = Hello | ReportFrame
+AgentFrame: TypeAlias = Welcome | Refused | Assigned | StopRound | FinishHost | SignalWorkers | HubContact
 Frame: TypeAlias = HostFrame | AgentFrame
 
 FRAMES: Mapping[str, type[Frame]] = {
@@ -287,6 +307,7 @@ FRAMES: Mapping[str, type[Frame]] = {
         Failed,
         Done,
         Unkillable,
+        Isolated,
         Recorded,
         Ended,
         Welcome,
@@ -295,11 +316,12 @@ FRAMES: Mapping[str, type[Frame]] = {
         StopRound,
         FinishHost,
         SignalWorkers,
+        HubContact,
     )
 }
 
 
-SINCE: Mapping[str, int] = {}
+SINCE: Mapping[str, int] = {Isolated.type: 2, HubContact.type: 2}
 """The version that brought a kind of frame; those that are not here are of the first."""
 
 _GREETINGS = (Hello.type, Refused.type)

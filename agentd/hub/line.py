@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from agentd import __version__
 from agentd.api.errors import AgentError, HubUnreachable
 from agentd.api.types import RunSpec, RunStatus
+from agentd.core.contact import Contact
 from agentd.hub.hearing import Word
 from agentd.hub.links import ChannelFactory, GrpcHubLink
 from agentd.hub.mailbox import Mailbox
@@ -173,7 +174,10 @@ class _Listener:
     def on_view(self, status: RunStatus) -> None:
         """The agent shows no status."""
 
-    def on_hub_lost(self, problem: str) -> None:
+    def on_contact(self, contact: Contact) -> None:
+        """Agents of the library keep no round file."""
+
+    def on_hub_lost(self, problem: str, since: float) -> None:
         """Workers need no hub; the session dials again, and logs both."""
 
     def on_hub_found(self) -> None:

@@ -18,6 +18,8 @@ from typing import Protocol
 from agentd.api.errors import AgentError, Code, HubUnreachable, Unreachable
 from agentd.api.types import Failure, RunSpec, RunStatus
 from agentd.core import defaults
+from agentd.core.contact import Contact
+from agentd.hub.contacts import Contacts
 from agentd.hub.links import HubLink, HubStream
 from agentd.hub.memberbook import MemberBook
 from agentd.hub.messages import (
@@ -31,11 +33,13 @@ from agentd.hub.messages import (
     RunFinished,
     RunView,
     SessionHeartbeat,
+    SessionHeartbeatAnswer,
     SessionHello,
     SessionWelcome,
     StopRound,
 )
 from agentd.hub.observer import OwnTime
+from agentd.procs.boottime import boottime
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +76,11 @@ class MemberListener(Protocol):
     def on_view(self, status: RunStatus) -> None:
         """The run as a whole has changed; the last one after `on_finished` has the final phase."""
 
-    def on_hub_lost(self, problem: str) -> None:
-        """The stream broke, and why. Nothing needs to stop."""
+    def on_contact(self, contact: Contact) -> None:
+        """The hub answered, or a round must go: how long each may act. Comes before the hub's word itself."""
+
+    def on_hub_lost(self, problem: str, since: float) -> None:
+        """The stream broke, and why. Nothing needs to stop. `since`: when the hub spoke last, by the wall."""
 
     def on_hub_found(self) -> None:
         """It is there again."""
@@ -110,7 +117,9 @@ class MemberSession:
         next_epoch: Callable[[], int],
         reattach_window: float = defaults.LEASE,
         hub_timeout: float = defaults.HUB_TIMEOUT,
+        uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        """`uniform` draws the part of a pause between two tries that is really waited."""
         self._run_id = run_id
         self._incarnation = incarnation
         self._identity = identity
@@ -119,7 +128,10 @@ class MemberSession:
         self._next_epoch = next_epoch
         self._reattach_window = reattach_window
         self._hub_timeout = hub_timeout
+        self._uniform = uniform
         self._book = MemberBook()
+        self._contacts = Contacts(reattach_window)
+        self._stop_grace = defaults.STOP_GRACE
         self._heartbeat = defaults.HEARTBEAT
         self._lease = defaults.LEASE
         self._outbox: deque[NodeMessage] = deque()
@@ -127,6 +139,7 @@ class MemberSession:
         self._connected = False
         self._welcomed = False
         self._lost = False
+        self._heard_at: float | None = None
         self._finished = False
         self._closing = False
         self._needed_since: float | None = None
@@ -221,7 +234,7 @@ class MemberSession:
             if self._waited_too_long(problem):
                 return
             # Many nodes lose one hub together: they shall not come back together.
-            await asyncio.sleep(self._backoff * random.uniform(0.5, 1.0))
+            await asyncio.sleep(self._backoff * self._uniform(0.5, 1.0))
             self._backoff = min(self._backoff * 2, LAST_BACKOFF)
 
     def _is_refusal(self, error: AgentError) -> bool:
@@ -232,6 +245,7 @@ class MemberSession:
         return self._finished or self._closing
 
     async def _one_stream(self) -> None:
+        self._contacts.dialled(boottime())
         hello = SessionHello(
             run_id=self._run_id,
             incarnation=self._incarnation,
@@ -254,6 +268,9 @@ class MemberSession:
 
     def _be_welcome(self, welcome: SessionWelcome) -> None:
         self._heartbeat, self._lease = welcome.heartbeat, welcome.lease
+        grace = welcome.spec.stop_grace
+        self._stop_grace = defaults.STOP_GRACE if grace is None else grace
+        self._contacts.welcomed(welcome.lease)
         self._connected = True
         self._backoff = FIRST_BACKOFF
         self._needed_since = None
@@ -283,8 +300,10 @@ class MemberSession:
                 task.cancel()
             await asyncio.wait(doing)
             self._outbox.clear()
-        for task in done:
-            task.result()
+        # In their order, not in that of a set: the same history is told in the same words each time.
+        for task in doing:
+            if task in done:
+                task.result()
 
     async def _listen(self, stream: HubStream, ear: _Ear) -> None:
         async for message in stream:
@@ -307,11 +326,14 @@ class MemberSession:
         sequence = 0
         while ear.silence(_now()) <= self._lease:
             sequence += 1
+            self._contacts.sent(sequence, boottime())
             self._put(SessionHeartbeat(sequence=sequence))
             await asyncio.sleep(self._heartbeat)
         raise Unreachable(self._link.address, f"no answer for {self._lease:g} s")
 
     def _hear(self, message: HubMessage) -> None:
+        self._heard_at = _now()
+        self._note_contact(message)
         match message:
             case SessionWelcome():
                 # The first word of most hubs, but not of all: until it comes nothing is said here.
@@ -334,13 +356,30 @@ class MemberSession:
             case RunView(status=status):
                 self._tell(self._listener.on_view, status)
 
+    def _note_contact(self, message: HubMessage) -> None:
+        contacts, now = self._contacts, boottime()
+        match message:
+            case SessionHeartbeatAnswer(sequence=sequence):
+                contact = contacts.answered(sequence, now)
+            case Assignment(round=round_):
+                contact = contacts.placed(round_, now)
+            case StopRound(round=round_):
+                contact = contacts.stopped(round_, self._stop_grace, now)
+            case RunFinished(stop_grace=grace):
+                contact = contacts.finished(self._stop_grace if grace is None else grace, now)
+            case _:
+                return
+        if contact is not None:
+            self._tell(self._listener.on_contact, contact)
+
     # --- a hub that is not there --------------------------------------------------------------------------
 
     def _stream_lost(self, problem: str) -> None:
         if not self._lost:
             self._lost = True
             log.warning("hub lost", extra={**self._who(), "problem": problem})
-            self._tell(self._listener.on_hub_lost, problem)
+            silent = 0.0 if self._heard_at is None else _now() - self._heard_at
+            self._tell(self._listener.on_hub_lost, problem, time.time() - silent)
 
     def _waited_too_long(self, problem: str) -> bool:
         now = _now()

@@ -19,6 +19,7 @@ from agentd.api.types import (
     NAME,
     Command,
     EntrypointKind,
+    IsolationPolicy,
     LocalWorldSize,
     LocalWorldSizeRule,
     RendezvousSpec,
@@ -55,6 +56,7 @@ class SpecFlags:
     devices: tuple[int, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     no_rejoin: bool = False
+    on_isolation: IsolationPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,7 @@ def build_wish(flags: SpecFlags, nodes: Nodes) -> Wish:
             monitor_interval=flags.monitor_interval,
             labels=flags.labels or None,
             no_rejoin=flags.no_rejoin or None,
+            on_isolation=flags.on_isolation,
         ),
     )
     _check_role_nodes(spec)

@@ -5,6 +5,7 @@ Pure: text in, spec out. `ValueError` names the key that is wrong.
 
 from __future__ import annotations
 
+import enum
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from agentd.api.errors import InvalidSpec
 from agentd.api.types import (
     Command,
     EntrypointKind,
+    IsolationPolicy,
     LocalWorldSize,
     LocalWorldSizeRule,
     RendezvousSpec,
@@ -28,6 +30,7 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+E = TypeVar("E", bound=enum.Enum)
 
 
 def parse_spec(text: str) -> RunSpec:
@@ -50,6 +53,7 @@ def parse_spec(text: str) -> RunSpec:
         monitor_interval=table.seconds("monitor_interval"),
         labels=table.texts("labels"),
         no_rejoin=table.take("no_rejoin", bool, False),
+        on_isolation=table.one_of("on_isolation", IsolationPolicy, IsolationPolicy.KEEP),
     )
     table.end()
     return spec
@@ -76,14 +80,10 @@ def _role(table: _Table) -> RoleSpec:
 
 
 def _command(table: _Table) -> Command:
-    kind = table.take("kind", str, EntrypointKind.SCRIPT.value)
-    known = [member.value for member in EntrypointKind]
-    if kind not in known:
-        raise ValueError(f"{table.path('kind')}: {kind!r} is not {' or '.join(known)}")
     command = Command(
         entrypoint=table.take("entrypoint", str, ""),
         arguments=table.list_of("arguments", str),
-        kind=EntrypointKind(kind),
+        kind=table.one_of("kind", EntrypointKind, EntrypointKind.SCRIPT),
         python=table.take("python", str, ""),
         working_directory=table.take("working_directory", str, ""),
     )
@@ -161,6 +161,12 @@ class _Table:
         if value is None:
             return None
         return self._checked(self.path(key), value, kind)
+
+    def one_of(self, key: str, kind: type[E], default: E) -> E:
+        value, known = self.take(key, str, default.value), [member.value for member in kind]
+        if value not in known:
+            raise ValueError(f"{self.path(key)}: {value!r} is not {' or '.join(known)}")
+        return kind(value)
 
     def seconds(self, key: str) -> float | None:
         value = self.pop(key)

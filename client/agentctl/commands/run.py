@@ -105,6 +105,7 @@ def _rendezvous(values: dict[str, Any]) -> torchrun.RendezvousFlags:
 
 def _spec_flags(values: dict[str, Any], options: RunOptions) -> Any:
     from agentctl.spec import SpecFlags
+    from agentd.api.types import IsolationPolicy
 
     return SpecFlags(
         script=values["script"],
@@ -130,6 +131,7 @@ def _spec_flags(values: dict[str, Any], options: RunOptions) -> Any:
         devices=values["devices"] or (),
         labels=_pairs("--label", values["labels"]),
         no_rejoin=values["no_rejoin"],
+        on_isolation=IsolationPolicy(values["on_isolation"]) if values["on_isolation"] else None,
     )
 
 

@@ -91,6 +91,13 @@ _SHAPE: Final[tuple[Decorator, ...]] = (
     ),
     _flag("--label", "labels", multiple=True, metavar="K=V", text="A fact to show with the run."),
     _flag("--no-rejoin", is_flag=True, text="A node that was lost stays out when it comes back."),
+    _flag(
+        "--on-isolation",
+        type=click.Choice(["keep", "stop"]),
+        metavar="keep|stop",
+        text="What becomes of the workers of a node whose hub has not answered for a lease: they go on, or "
+        "are stopped with their grace. Default: keep.",
+    ),
 )
 
 _PROGRAM: Final[tuple[Decorator, ...]] = (

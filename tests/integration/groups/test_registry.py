@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from agentd.api.errors import (
+    AgentdEnding,
     DeviceInUse,
-    Draining,
     InvalidSpec,
     JournalUnavailable,
     LimitExceeded,
@@ -422,7 +422,7 @@ async def test_folders_are_private_and_specs_are_left_there(tmp_path: Path) -> N
     role_dir = node.state_dir / "runs" / "job" / str(end.incarnation) / "default"
     assert role_dir.stat().st_mode & 0o777 == 0o700
     assert (role_dir / "spec.json").stat().st_mode & 0o777 == 0o600
-    assert json.loads((role_dir / "round.json").read_text())["round"] == 1
+    assert not (role_dir / "round.json").exists()
     out = logs / "job" / str(end.incarnation) / "default" / "round_1" / "0" / "stdout.log"
     assert out.read_text() == "x\n"
 
@@ -431,10 +431,10 @@ async def test_drain_refuses_new_runs_and_stops_those_there_are(tmp_path: Path) 
     async with one_node(tmp_path) as node:
         await node.run(run_spec())
         status = await node.runs("job")
-        await node.registry.drain()
+        await node.registry.shut_down()
         assert all(is_gone(worker.pid) for worker in workers(status))
         assert (await node.ends("job")).phase is Phase.STOPPED
-        with pytest.raises(Draining):
+        with pytest.raises(AgentdEnding):
             await node.run(run_spec(run_id="late"))
         assert not node.registry.accepting
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agentd.core.contact import Contact
 from agentd.host.link import SOCKET_NAME
 from agentd.host.wire import (
     Done,
@@ -57,11 +58,16 @@ async def test_every_report_is_on_disk_with_its_number(tmp_path: Path) -> None:
 
 
 async def test_workers_see_the_contract_and_the_round_file(tmp_path: Path) -> None:
-    show = python("import json, os, sys", "json.dump(dict(os.environ), sys.stdout)")
+    show = python(
+        "import json, os, sys",
+        "asked = json.load(open(os.environ['AGENTD_ROUND_FILE']))",
+        "json.dump({**os.environ, 'ROUND_FILE': asked}, sys.stdout)",
+    )
     spec = host_spec(tmp_path, *show, env={"MINE": "x", "MASTER_PORT": "1"}, role="trainer")
     async with running_host(tmp_path, spec) as ear:
         ready = await ear.hears(Ready)
         assert ear.handle is not None
+        ear.handle.tell_contact(Contact(sent_at=100.0, valid_until=105.0, stopped_round=2))
         ear.handle.send(
             place(3, 2, 4321, group_rank=1, group_world_size=2, rank_base=4, world_size=6, restart_count=1)
         )
@@ -82,6 +88,7 @@ async def test_workers_see_the_contract_and_the_round_file(tmp_path: Path) -> No
         "TORCHELASTIC_RUN_ID": "job",
         "TORCHELASTIC_ERROR_FILE": str(tmp_path / "round_3" / "1" / "error.json"),
         "AGENTD_RUN_ID": "job",
+        "AGENTD_INCARNATION": "7",
         "AGENTD_NODE_ID": "n1",
         "AGENTD_ROUND": "3",
         "AGENTD_ROUND_FILE": str(tmp_path / "round.json"),
@@ -89,11 +96,14 @@ async def test_workers_see_the_contract_and_the_round_file(tmp_path: Path) -> No
         "MINE": "x",
     }
     assert {name: env.get(name) for name in expected} == expected
-    assert json.loads((tmp_path / "round.json").read_text()) == {
+    assert env["ROUND_FILE"] == {
         "run_id": "job",
         "incarnation": 7,
         "round": 3,
+        "node_id": "n1",
+        "valid_until": 105.0,
     }
+    assert not (tmp_path / "round.json").exists()
 
 
 async def test_a_failure_is_reported_with_its_cause_and_siblings_as_torn_down(tmp_path: Path) -> None:

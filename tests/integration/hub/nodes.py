@@ -9,6 +9,7 @@ from typing import Any
 
 from agentd.api.errors import AgentError, HubUnreachable, Unreachable
 from agentd.api.types import Command, Failure, Phase, RendezvousSpec, RoleSpec, RunSpec, RunStatus
+from agentd.core.contact import Contact
 from agentd.hub.hub import Described, Hub
 from agentd.hub.links import HubLink, HubStream, LocalHubLink
 from agentd.hub.member import MemberSession, NodeIdentity
@@ -108,6 +109,7 @@ class Node:
         self.view: RunStatus | None = None
         self.spec: RunSpec | None = None
         self.error: AgentError | None = None
+        self.contact: Contact | None = None
         self._port = 20_000
         self._epoch = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,7 +167,10 @@ class Node:
     def on_view(self, status: RunStatus) -> None:
         self.view = status
 
-    def on_hub_lost(self, problem: str) -> None:
+    def on_contact(self, contact: Contact) -> None:
+        self.contact = contact
+
+    def on_hub_lost(self, problem: str, since: float) -> None:
         self.log.append("hub lost")
 
     def on_hub_found(self) -> None:
