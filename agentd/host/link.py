@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from agentd.host.wire import AgentFrame, Frame, FrameReader, Hello, HostFrame, WireError, encode, since
 from agentd.procs.waiter import Waiter
@@ -29,12 +29,15 @@ class AgentLink:
         hello: Callable[[], Hello],
         on_frame: Callable[[AgentFrame], object],
         on_lost: Callable[[], object],
+        untold: Callable[[], Iterable[HostFrame]] = tuple,
     ) -> None:
+        """`untold`: what is said after each hello."""
         self._waiter = waiter
         self._state_dir = state_dir
         self._hello = hello
         self._on_frame = on_frame
         self._on_lost = on_lost
+        self._untold = untold
         self._socket: socket.socket | None = None
         self._reader = FrameReader()
         self._outgoing = bytearray()
@@ -45,6 +48,11 @@ class AgentLink:
         self.protocol = 1
         """The version that agentd understands, as its welcome says; later frames it is not sent."""
         waiter.add_pump(self._redial)
+
+    @property
+    def connected(self) -> bool:
+        """Whether an agentd is at the other end."""
+        return self._socket is not None
 
     def send(self, frame: HostFrame) -> None:
         """Send when it can be; dropped without a connection, as the next agentd reads host.jsonl."""
@@ -92,6 +100,8 @@ class AgentLink:
         self._socket, self._reader = dialled, FrameReader()
         self._waiter.add(dialled, self._receive)
         self.send(self._hello())
+        for frame in self._untold():
+            self.send(frame)
 
     def _receive(self) -> None:
         if self._socket is None:

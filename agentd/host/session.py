@@ -47,6 +47,8 @@ from agentd.procs.waiter import Waiter
 MEET_TIMEOUT_S = 10.0
 """A host that nobody answers ends before it starts anything."""
 FAREWELL_TIMEOUT_S = 2.0
+LAST_WORDS_S = 7 * 86400.0
+"""How long a host whose workers are gone waits for a disk or an agentd that takes its last reports."""
 JOURNAL = "journal"
 """The event handler that leads to agentd's journal."""
 
@@ -79,13 +81,21 @@ class HostSession:
         self._waiter = waiter
         self._parent_fd = _open_process(birth.parent)
         self._reports = ReportLog(birth.group_dir)
-        self._link = AgentLink(waiter, birth.state_dir, self._hello, self._on_frame, self._on_lost)
+        self._link = AgentLink(
+            waiter,
+            birth.state_dir,
+            self._hello,
+            self._on_frame,
+            self._on_lost,
+            lambda: self._reports.unwritten,
+        )
         self._spec: HostSpec | None = None
         self._refusal = ""
         self._finish: FinishHost | None = None
         self._rendezvous: HostRendezvous | None = None
         self._agent: LocalElasticAgent | None = None
         events.register(JOURNAL, JournalHandler(self._report), replace=True)
+        waiter.add_pump(self._reports.pump)
         if self._parent_fd is not None:
             waiter.add(self._parent_fd, self._on_parent_gone)
 
@@ -95,6 +105,8 @@ class HostSession:
         ended = self._run_group(spec)
         if ended is not None:
             self._report(ended)
+        if spec.mode == "keep":
+            self._keep_last_words()
         self._link.leave(FAREWELL_TIMEOUT_S)
 
     def close(self) -> None:
@@ -104,7 +116,13 @@ class HostSession:
         self._unwatch_parent()
         if self._rendezvous is not None:
             self._rendezvous.shutdown()
+        self._waiter.remove_pump(self._reports.pump)
         self._reports.close()
+
+    def _keep_last_words(self) -> None:
+        """Without agentd and without a disk, how it ended is known here only."""
+        deadline = time.monotonic() + LAST_WORDS_S
+        self._waiter.wait_until(lambda: self._link.connected or not self._reports.unwritten, deadline)
 
     def _meet(self) -> HostSpec:
         deadline = time.monotonic() + MEET_TIMEOUT_S
@@ -159,6 +177,7 @@ class HostSession:
             base_env=_worker_env(spec, group_dir),
             cwd=spec.cwd,
             token=spec.token,
+            cgroup=spec.cgroup,
             owns_descendants=True,
         )
         return self._agent
@@ -174,7 +193,8 @@ class HostSession:
             pid=own.pid,
             start_time=own.start_time,
             boot_id=boot_id(),
-            last_sequence=self._reports.last_sequence,
+            # What it does not know of the others it reads there; these come over the socket.
+            last_sequence=self._reports.written_sequence,
             protocol=VERSION,
             oldest_protocol=OLDEST,
         )
