@@ -42,9 +42,9 @@ _HELP: Mapping[str, tuple[str, str]] = {
     "port_file": ("FILE", "Gets the bound TCP ports, one on a line, once agentd serves."),
     "log.format": ("text|json", "How log lines look. Default: text."),
     "log.level": ("LEVEL", "debug, info, warning or error. Default: info."),
-    "drain.grace": (
+    "shutdown.grace": (
         "SECONDS",
-        "The most time workers get to stop when agentd drains. Default: each run's own stop grace.",
+        "The most time workers get to stop when agentd shuts down. Default: each run's own stop grace.",
     ),
     "retention.age": (
         "TIME",
@@ -87,7 +87,7 @@ def agentd(context: click.Context, /, lifeline_fd: int | None, ready_fd: int | N
     """Run this node's agentd: it starts, watches and stops the worker groups of training runs, over gRPC.
 
     Flags win over AGENTD_* variables, those over the file, that over defaults: `agentd config` shows what
-    is in effect and why. SIGTERM drains, a second one ends at once, SIGHUP does nothing.
+    is in effect and why. SIGTERM shuts down, a second one ends at once, SIGHUP does nothing.
     """
     context.obj = options
     if context.invoked_subcommand is not None:

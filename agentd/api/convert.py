@@ -567,7 +567,7 @@ _PLAIN_NODE_FIELDS = (
     "state_dir_total_bytes",
     "state_dir_free_bytes",
     "state_dir",
-    "draining",
+    "ending",
     "agentd_resident_bytes",
     "hostname",
 )

@@ -121,7 +121,8 @@ class AgentdEnding(AgentError):
 
     def __init__(self, node: str) -> None:
         super().__init__(
-            f"node {node} takes no new run: its agentd is ending. Use another node, or start agentd there again.",
+            f"node {node} takes no new run: its agentd is ending. Use another node, or start agentd there "
+            "again.",
             {"node": node},
         )
 
@@ -373,6 +374,34 @@ ERRORS: Mapping[str, type[AgentError]] = {
         RunNotFound,
         RunConflict,
         StaleIncarnation,
+class NodeDrained(AgentError):
+    """An operator has drained the node: it takes no new run until somebody undrains it."""
+
+    reason = "NODE_DRAINED"
+    code = Code.FAILED_PRECONDITION
+
+    def __init__(self, node: str, why: str = "") -> None:
+        super().__init__(
+            f"node {node} is drained{f' ({why})' if why else ''} and takes no new run. Use another node, or "
+            "give it back with `agentctl undrain`.",
+            {"node": node, "why": why},
+        )
+
+
+class NoControllerLease(AgentError):
+    """The run was started without a controller lease: there is nothing to renew."""
+
+    reason = "NO_CONTROLLER_LEASE"
+    code = Code.FAILED_PRECONDITION
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"run {run_id!r} has no controller lease: nobody needs to renew it. Start a run with "
+            "--controller-lease to have one.",
+            {"run_id": run_id},
+        )
+
+
         AgentdEnding,
         DeviceInUse,
         NoSuchDevice,
@@ -394,3 +423,5 @@ ERRORS: Mapping[str, type[AgentError]] = {
     )
 }
 """Every error by the reason it has on the wire."""
+        NodeDrained,
+        NoControllerLease,

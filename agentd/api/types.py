@@ -72,7 +72,7 @@ class StreamEndCause(str, enum.Enum):
     """Why the server ended a stream."""
 
     FINISHED = "finished"
-    DRAINING = "draining"
+    AGENTD_ENDING = "agentd_ending"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,7 +360,8 @@ class NodeInfo:
     state_dir_total_bytes: int = 0
     state_dir_free_bytes: int = 0
     state_dir: str = ""
-    draining: bool = False
+    ending: bool = False
+    """Its agentd is about to end."""
     groups: tuple[GroupRef, ...] = ()
     conditions: tuple[str, ...] = ()
     condition_details: Mapping[str, str] = field(default_factory=dict)

@@ -52,11 +52,11 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DrainConfig:
+class ShutdownConfig:
     """How agentd goes away."""
 
     grace: float | None = None
-    """Most seconds from SIGTERM to SIGKILL for workers when agentd drains. None: each run's own."""
+    """Most seconds from SIGTERM to SIGKILL for workers when agentd shuts down. None: each run's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class Config:
     host_mode: HostMode = HostMode.KEEP
     """What becomes of workers when agentd dies."""
     log: LogConfig = LogConfig()
-    drain: DrainConfig = DrainConfig()
+    shutdown: ShutdownConfig = ShutdownConfig()
     retention: RetentionConfig = RetentionConfig()
 
 

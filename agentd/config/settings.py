@@ -176,7 +176,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("host_mode", "AGENTD_HOST_MODE", "--host-mode", _one_of(HostMode)),
         Setting("log.format", "AGENTD_LOG_FORMAT", "--log-format", _one_of(LogFormat)),
         Setting("log.level", "AGENTD_LOG_LEVEL", "--log-level", _one_of(LogLevel)),
-        Setting("drain.grace", "AGENTD_DRAIN_GRACE", "--drain-grace", _seconds),
+        Setting("shutdown.grace", "AGENTD_SHUTDOWN_GRACE", "--shutdown-grace", _seconds),
         Setting("retention.age", "AGENTD_RETENTION_AGE", "--retention-age", _age),
         Setting("retention.size", "AGENTD_RETENTION_SIZE", "--retention-size", _size),
     )

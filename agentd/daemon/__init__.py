@@ -1,1 +1,1 @@
-"""One agentd's life: start, serve, drain, exit. The only place that puts the parts together."""
+"""One agentd's life: start, serve, shut down, exit. The only place that puts the parts together."""

@@ -9,7 +9,7 @@ class ExitCode(enum.IntEnum):
     """Exit codes of `agentd` and its subcommands."""
 
     OK = 0
-    """Drained: every worker was stopped in its own time."""
+    """Shut down: every worker was stopped in its own time."""
     INTERNAL = 1
     """A fault of agentd itself; its log tells it."""
     USAGE = 2
@@ -21,7 +21,7 @@ class ExitCode(enum.IntEnum):
     STATE_DIR_UNUSABLE = 5
     """The state directory cannot be made or written."""
     FORCED = 6
-    """A second signal cut the drain short: workers were killed without waiting for their grace."""
+    """A second signal cut the shutdown short: workers were killed without waiting for their grace."""
     LEFTOVERS = 7
     """`agentd reap` could not end everything."""
 

@@ -1,4 +1,4 @@
-"""The daemon's life, told in order: claim, start, serve, drain or hand over, exit."""
+"""The daemon's life, told in order: claim, start, serve, shut down or hand over, exit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Embedding:
     """How the process that started agentd holds on to it."""
 
     lifeline_fd: int | None = None
-    """Read end of a pipe. When its writers are gone, agentd drains."""
+    """Read end of a pipe. When its writers are gone, agentd shuts down."""
     ready_fd: int | None = None
     """Gets one JSON line once agentd serves."""
 
@@ -113,40 +113,40 @@ class _Daemon:
     async def _leave(self, parts: Parts) -> ExitCode:
         # Hosts that end with their agentd cannot be handed over: stopped in order they end better.
         handing_over = self._wishes.hand_over and self._config.host_mode is HostMode.KEEP
-        log.info("handing over" if handing_over else "draining", extra={"reason": self._wishes.reason})
+        log.info("handing over" if handing_over else "shutting down", extra={"reason": self._wishes.reason})
         announce.notify_systemd("STOPPING=1")
         parts.health.serving(False)
         if handing_over:
             # Whatever is asked of it now is asked again of the next one.
-            parts.registry.draining = True
+            parts.registry.ending = True
             code = ExitCode.OK
         else:
-            code = await self._drain(parts)
+            code = await self._shut_down(parts)
         parts.journal.post(history.agentd_ended(pid=os.getpid(), reason=self._wishes.reason, now=time.time()))
         await parts.hub.close()
         parts.streams.close(_goodbye(self._config.node_id))
         return code
 
-    async def _drain(self, parts: Parts) -> ExitCode:
+    async def _shut_down(self, parts: Parts) -> ExitCode:
         """In order; a second wish cuts it short."""
-        draining = asyncio.create_task(self._stop_groups(parts))
+        stopping = asyncio.create_task(self._stop_groups(parts))
         at_once = asyncio.create_task(self._wishes.leave_now.wait())
-        await asyncio.wait({draining, at_once}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({stopping, at_once}, return_when=asyncio.FIRST_COMPLETED)
         at_once.cancel()
         code = ExitCode.OK
-        if not draining.done():
+        if not stopping.done():
             code = ExitCode.FORCED
-            draining.cancel()
-            await asyncio.wait({draining})
+            stopping.cancel()
+            await asyncio.wait({stopping})
             await parts.registry.stop_now()
         else:
-            draining.result()
+            stopping.result()
         with suppress(asyncio.TimeoutError, RunNotFound):
             await asyncio.wait_for(_no_run_lives(parts.registry), _LAST_WORDS)
         return code
 
     async def _stop_groups(self, parts: Parts) -> None:
-        stopping = asyncio.create_task(parts.registry.drain(self._config.drain.grace))
+        stopping = asyncio.create_task(parts.registry.shut_down(self._config.shutdown.grace))
         try:
             # It refuses new runs from its first step on; only then callers are told to go elsewhere.
             await asyncio.sleep(0)
@@ -165,5 +165,6 @@ async def _no_run_lives(registry: Registry) -> None:
 
 def _goodbye(node_id: str) -> StreamEnd:
     return StreamEnd(
-        cause=StreamEndCause.DRAINING, reason=f"agentd of node {node_id} goes away; try again in a moment"
+        cause=StreamEndCause.AGENTD_ENDING,
+        reason=f"agentd of node {node_id} goes away; try again in a moment",
     )

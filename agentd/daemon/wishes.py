@@ -1,6 +1,6 @@
 """What the world wants of the daemon: signals and the lifeline, as two events on the loop.
 
-The first SIGTERM or SIGINT, or the end of the lifeline, asks for a drain; a second signal for the end at
+The first SIGTERM or SIGINT, or the end of the lifeline, asks for the shutdown; a second signal for the end at
 once. SIGUSR2 asks for a handover: the next agentd goes on with what runs. SIGHUP asks for nothing: a lost
 terminal must not stop training.
 """

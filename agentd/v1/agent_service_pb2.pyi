@@ -33,7 +33,7 @@ class _StreamEndCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     STREAM_END_CAUSE_UNSPECIFIED: _StreamEndCause.ValueType  # 0
     STREAM_END_CAUSE_FINISHED: _StreamEndCause.ValueType  # 1
     """The run is over; everything was said."""
-    STREAM_END_CAUSE_DRAINING: _StreamEndCause.ValueType  # 2
+    STREAM_END_CAUSE_AGENTD_ENDING: _StreamEndCause.ValueType  # 2
     """agentd goes away; try again in a moment."""
 
 class StreamEndCause(_StreamEndCause, metaclass=_StreamEndCauseEnumTypeWrapper): ...
@@ -41,7 +41,7 @@ class StreamEndCause(_StreamEndCause, metaclass=_StreamEndCauseEnumTypeWrapper):
 STREAM_END_CAUSE_UNSPECIFIED: StreamEndCause.ValueType  # 0
 STREAM_END_CAUSE_FINISHED: StreamEndCause.ValueType  # 1
 """The run is over; everything was said."""
-STREAM_END_CAUSE_DRAINING: StreamEndCause.ValueType  # 2
+STREAM_END_CAUSE_AGENTD_ENDING: StreamEndCause.ValueType  # 2
 """agentd goes away; try again in a moment."""
 global___StreamEndCause = StreamEndCause
 
@@ -84,6 +84,29 @@ LOG_STREAM_UNSPECIFIED: LogStream.ValueType  # 0
 LOG_STREAM_STDOUT: LogStream.ValueType  # 1
 LOG_STREAM_STDERR: LogStream.ValueType  # 2
 global___LogStream = LogStream
+
+class _DrainMode:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _DrainModeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_DrainMode.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    DRAIN_MODE_UNSPECIFIED: _DrainMode.ValueType  # 0
+    """Taken as WAIT."""
+    DRAIN_MODE_WAIT: _DrainMode.ValueType  # 1
+    """Runs that the node takes part in go on to their end, over restarts too."""
+    DRAIN_MODE_MOVE: _DrainMode.ValueType  # 2
+    """The node leaves them at once, as by Stop with STOP_SCOPE_LEAVE."""
+
+class DrainMode(_DrainMode, metaclass=_DrainModeEnumTypeWrapper): ...
+
+DRAIN_MODE_UNSPECIFIED: DrainMode.ValueType  # 0
+"""Taken as WAIT."""
+DRAIN_MODE_WAIT: DrainMode.ValueType  # 1
+"""Runs that the node takes part in go on to their end, over restarts too."""
+DRAIN_MODE_MOVE: DrainMode.ValueType  # 2
+"""The node leaves them at once, as by Stop with STOP_SCOPE_LEAVE."""
+global___DrainMode = DrainMode
 
 @typing.final
 class RunRequest(google.protobuf.message.Message):
@@ -712,12 +735,14 @@ class GetNodeResponse(google.protobuf.message.Message):
     STATE_DIR_TOTAL_BYTES_FIELD_NUMBER: builtins.int
     STATE_DIR_FREE_BYTES_FIELD_NUMBER: builtins.int
     STATE_DIR_FIELD_NUMBER: builtins.int
-    DRAINING_FIELD_NUMBER: builtins.int
+    ENDING_FIELD_NUMBER: builtins.int
     GROUPS_FIELD_NUMBER: builtins.int
     CONDITIONS_FIELD_NUMBER: builtins.int
     AGENTD_RESIDENT_BYTES_FIELD_NUMBER: builtins.int
     HOSTNAME_FIELD_NUMBER: builtins.int
     CONDITION_DETAILS_FIELD_NUMBER: builtins.int
+    DRAIN_FIELD_NUMBER: builtins.int
+    HUB_OF_FIELD_NUMBER: builtins.int
     node_id: builtins.str
     """What the node calls itself."""
     agent_uid: builtins.str
@@ -754,8 +779,8 @@ class GetNodeResponse(google.protobuf.message.Message):
     """What agentd may still write there."""
     state_dir: builtins.str
     """Its path on the node."""
-    draining: builtins.bool
-    """It ends its runs and takes no new one."""
+    ending: builtins.bool
+    """This agentd is about to end and takes no new run."""
     agentd_resident_bytes: builtins.int
     """Memory agentd holds now."""
     hostname: builtins.str
@@ -782,6 +807,16 @@ class GetNodeResponse(google.protobuf.message.Message):
     def condition_details(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """For people: what a condition is about, by its name."""
 
+    @property
+    def drain(self) -> global___Drain:
+        """Set while the node is drained."""
+
+    @property
+    def hub_of(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RunRef]:
+        """Live runs whose hub is this node, with or without workers here. They end if
+        it goes for good.
+        """
+
     def __init__(
         self,
         *,
@@ -805,17 +840,224 @@ class GetNodeResponse(google.protobuf.message.Message):
         state_dir_total_bytes: builtins.int = ...,
         state_dir_free_bytes: builtins.int = ...,
         state_dir: builtins.str = ...,
-        draining: builtins.bool = ...,
+        ending: builtins.bool = ...,
         groups: collections.abc.Iterable[global___GroupRef] | None = ...,
         conditions: collections.abc.Iterable[builtins.str] | None = ...,
         agentd_resident_bytes: builtins.int = ...,
         hostname: builtins.str = ...,
         condition_details: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        drain: global___Drain | None = ...,
+        hub_of: collections.abc.Iterable[global___RunRef] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["started_at", b"started_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["advertised_address", b"advertised_address", "agent_uid", b"agent_uid", "agentd_resident_bytes", b"agentd_resident_bytes", "condition_details", b"condition_details", "conditions", b"conditions", "cpus", b"cpus", "draining", b"draining", "gpus", b"gpus", "groups", b"groups", "grpc_version", b"grpc_version", "hostname", b"hostname", "listen_addresses", b"listen_addresses", "load_15m", b"load_15m", "load_1m", b"load_1m", "load_5m", b"load_5m", "memory_available_bytes", b"memory_available_bytes", "memory_total_bytes", b"memory_total_bytes", "node_id", b"node_id", "pid", b"pid", "protobuf_version", b"protobuf_version", "python_version", b"python_version", "started_at", b"started_at", "state_dir", b"state_dir", "state_dir_free_bytes", b"state_dir_free_bytes", "state_dir_total_bytes", b"state_dir_total_bytes", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["drain", b"drain", "started_at", b"started_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["advertised_address", b"advertised_address", "agent_uid", b"agent_uid", "agentd_resident_bytes", b"agentd_resident_bytes", "condition_details", b"condition_details", "conditions", b"conditions", "cpus", b"cpus", "drain", b"drain", "ending", b"ending", "gpus", b"gpus", "groups", b"groups", "grpc_version", b"grpc_version", "hostname", b"hostname", "hub_of", b"hub_of", "listen_addresses", b"listen_addresses", "load_15m", b"load_15m", "load_1m", b"load_1m", "load_5m", b"load_5m", "memory_available_bytes", b"memory_available_bytes", "memory_total_bytes", b"memory_total_bytes", "node_id", b"node_id", "pid", b"pid", "protobuf_version", b"protobuf_version", "python_version", b"python_version", "started_at", b"started_at", "state_dir", b"state_dir", "state_dir_free_bytes", b"state_dir_free_bytes", "state_dir_total_bytes", b"state_dir_total_bytes", "version", b"version"]) -> None: ...
 
 global___GetNodeResponse = GetNodeResponse
+
+@typing.final
+class RunRef(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """The run."""
+    incarnation: builtins.int
+    """Which use of the run_id."""
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        incarnation: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "run_id", b"run_id"]) -> None: ...
+
+global___RunRef = RunRef
+
+@typing.final
+class Drain(google.protobuf.message.Message):
+    """A node that takes no new run because an operator wants it empty. It is so once
+    GetNodeResponse.groups is.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: builtins.int
+    SINCE_FIELD_NUMBER: builtins.int
+    DEADLINE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    GRACE_FIELD_NUMBER: builtins.int
+    mode: global___DrainMode.ValueType
+    """What becomes of what runs there."""
+    reason: builtins.str
+    """For people."""
+    @property
+    def since(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Of the first Drain since the last Undrain, by the node's clock."""
+
+    @property
+    def deadline(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Mode WAIT: when the node leaves the runs that are still there. Unset: never."""
+
+    @property
+    def grace(self) -> google.protobuf.duration_pb2.Duration:
+        """From SIGTERM to SIGKILL for workers of runs that are left. Unset: each run's
+        own.
+        """
+
+    def __init__(
+        self,
+        *,
+        mode: global___DrainMode.ValueType = ...,
+        since: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        deadline: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        reason: builtins.str = ...,
+        grace: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["deadline", b"deadline", "grace", b"grace", "since", b"since"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["deadline", b"deadline", "grace", b"grace", "mode", b"mode", "reason", b"reason", "since", b"since"]) -> None: ...
+
+global___Drain = Drain
+
+@typing.final
+class DrainRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: builtins.int
+    DEADLINE_FIELD_NUMBER: builtins.int
+    GRACE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    mode: global___DrainMode.ValueType
+    """What becomes of what runs there."""
+    reason: builtins.str
+    """For people; shown with the node, and to whom it refuses a run."""
+    @property
+    def deadline(self) -> google.protobuf.duration_pb2.Duration:
+        """Mode WAIT: from now until the node leaves the runs that are still there.
+        Unset: never.
+        """
+
+    @property
+    def grace(self) -> google.protobuf.duration_pb2.Duration:
+        """See Drain."""
+
+    def __init__(
+        self,
+        *,
+        mode: global___DrainMode.ValueType = ...,
+        deadline: google.protobuf.duration_pb2.Duration | None = ...,
+        grace: google.protobuf.duration_pb2.Duration | None = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["deadline", b"deadline", "grace", b"grace"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["deadline", b"deadline", "grace", b"grace", "mode", b"mode", "reason", b"reason"]) -> None: ...
+
+global___DrainRequest = DrainRequest
+
+@typing.final
+class DrainResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DRAIN_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
+    HUB_OF_FIELD_NUMBER: builtins.int
+    @property
+    def drain(self) -> global___Drain:
+        """As it is in force now."""
+
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___GroupRef]:
+        """Worker groups still there."""
+
+    @property
+    def hub_of(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RunRef]:
+        """See GetNodeResponse."""
+
+    def __init__(
+        self,
+        *,
+        drain: global___Drain | None = ...,
+        groups: collections.abc.Iterable[global___GroupRef] | None = ...,
+        hub_of: collections.abc.Iterable[global___RunRef] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["drain", b"drain"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["drain", b"drain", "groups", b"groups", "hub_of", b"hub_of"]) -> None: ...
+
+global___DrainResponse = DrainResponse
+
+@typing.final
+class UndrainRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___UndrainRequest = UndrainRequest
+
+@typing.final
+class UndrainResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DRAIN_FIELD_NUMBER: builtins.int
+    @property
+    def drain(self) -> global___Drain:
+        """What was in force. Unset: the node was not drained."""
+
+    def __init__(
+        self,
+        *,
+        drain: global___Drain | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["drain", b"drain"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["drain", b"drain"]) -> None: ...
+
+global___UndrainResponse = UndrainResponse
+
+@typing.final
+class RenewLeaseRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: builtins.int
+    INCARNATION_FIELD_NUMBER: builtins.int
+    run_id: builtins.str
+    """The run."""
+    incarnation: builtins.int
+    """Which use of the run_id. 0: the newest."""
+    def __init__(
+        self,
+        *,
+        run_id: builtins.str = ...,
+        incarnation: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["incarnation", b"incarnation", "run_id", b"run_id"]) -> None: ...
+
+global___RenewLeaseRequest = RenewLeaseRequest
+
+@typing.final
+class RenewLeaseResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CONTROLLER_LEASE_FIELD_NUMBER: builtins.int
+    UNTIL_FIELD_NUMBER: builtins.int
+    @property
+    def controller_lease(self) -> google.protobuf.duration_pb2.Duration:
+        """How long the run now lives without another renewal."""
+
+    @property
+    def until(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Until then, by the hub's clock."""
+
+    def __init__(
+        self,
+        *,
+        controller_lease: google.protobuf.duration_pb2.Duration | None = ...,
+        until: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["controller_lease", b"controller_lease", "until", b"until"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["controller_lease", b"controller_lease", "until", b"until"]) -> None: ...
+
+global___RenewLeaseResponse = RenewLeaseResponse
 
 @typing.final
 class GroupRef(google.protobuf.message.Message):

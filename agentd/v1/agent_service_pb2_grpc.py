@@ -64,6 +64,21 @@ class AgentServiceStub(object):
                 request_serializer=agentd_dot_v1_dot_agent__service__pb2.HandoverRequest.SerializeToString,
                 response_deserializer=agentd_dot_v1_dot_agent__service__pb2.HandoverResponse.FromString,
                 )
+        self.Drain = channel.unary_unary(
+                '/agentd.v1.AgentService/Drain',
+                request_serializer=agentd_dot_v1_dot_agent__service__pb2.DrainRequest.SerializeToString,
+                response_deserializer=agentd_dot_v1_dot_agent__service__pb2.DrainResponse.FromString,
+                )
+        self.Undrain = channel.unary_unary(
+                '/agentd.v1.AgentService/Undrain',
+                request_serializer=agentd_dot_v1_dot_agent__service__pb2.UndrainRequest.SerializeToString,
+                response_deserializer=agentd_dot_v1_dot_agent__service__pb2.UndrainResponse.FromString,
+                )
+        self.RenewLease = channel.unary_unary(
+                '/agentd.v1.AgentService/RenewLease',
+                request_serializer=agentd_dot_v1_dot_agent__service__pb2.RenewLeaseRequest.SerializeToString,
+                response_deserializer=agentd_dot_v1_dot_agent__service__pb2.RenewLeaseResponse.FromString,
+                )
 
 
 class AgentServiceServicer(object):
@@ -142,6 +157,30 @@ class AgentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """The node takes no new run until Undrain, whatever becomes of its agentd.
+        Answers at once; GetNode tells when nothing runs there any more. Repeated, it
+        replaces mode, deadline, grace and reason.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Undrain(self, request, context):
+        """The node takes runs again. What has left it does not come back by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewLease(self, request, context):
+        """Says that somebody still looks after a run that was started with a
+        controller lease. Any node of the run passes it on to the hub.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -194,6 +233,21 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.Handover,
                     request_deserializer=agentd_dot_v1_dot_agent__service__pb2.HandoverRequest.FromString,
                     response_serializer=agentd_dot_v1_dot_agent__service__pb2.HandoverResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=agentd_dot_v1_dot_agent__service__pb2.DrainRequest.FromString,
+                    response_serializer=agentd_dot_v1_dot_agent__service__pb2.DrainResponse.SerializeToString,
+            ),
+            'Undrain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Undrain,
+                    request_deserializer=agentd_dot_v1_dot_agent__service__pb2.UndrainRequest.FromString,
+                    response_serializer=agentd_dot_v1_dot_agent__service__pb2.UndrainResponse.SerializeToString,
+            ),
+            'RenewLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewLease,
+                    request_deserializer=agentd_dot_v1_dot_agent__service__pb2.RenewLeaseRequest.FromString,
+                    response_serializer=agentd_dot_v1_dot_agent__service__pb2.RenewLeaseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -372,5 +426,56 @@ class AgentService(object):
         return grpc.experimental.unary_unary(request, target, '/agentd.v1.AgentService/Handover',
             agentd_dot_v1_dot_agent__service__pb2.HandoverRequest.SerializeToString,
             agentd_dot_v1_dot_agent__service__pb2.HandoverResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/agentd.v1.AgentService/Drain',
+            agentd_dot_v1_dot_agent__service__pb2.DrainRequest.SerializeToString,
+            agentd_dot_v1_dot_agent__service__pb2.DrainResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Undrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/agentd.v1.AgentService/Undrain',
+            agentd_dot_v1_dot_agent__service__pb2.UndrainRequest.SerializeToString,
+            agentd_dot_v1_dot_agent__service__pb2.UndrainResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RenewLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/agentd.v1.AgentService/RenewLease',
+            agentd_dot_v1_dot_agent__service__pb2.RenewLeaseRequest.SerializeToString,
+            agentd_dot_v1_dot_agent__service__pb2.RenewLeaseResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -87,6 +87,29 @@ class AgentServiceStub:
     directory. Answers before it ends.
     """
 
+    Drain: grpc.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.DrainRequest,
+        agentd.v1.agent_service_pb2.DrainResponse,
+    ]
+    """The node takes no new run until Undrain, whatever becomes of its agentd.
+    Answers at once; GetNode tells when nothing runs there any more. Repeated, it
+    replaces mode, deadline, grace and reason.
+    """
+
+    Undrain: grpc.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.UndrainRequest,
+        agentd.v1.agent_service_pb2.UndrainResponse,
+    ]
+    """The node takes runs again. What has left it does not come back by itself."""
+
+    RenewLease: grpc.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.RenewLeaseRequest,
+        agentd.v1.agent_service_pb2.RenewLeaseResponse,
+    ]
+    """Says that somebody still looks after a run that was started with a
+    controller lease. Any node of the run passes it on to the hub.
+    """
+
 class AgentServiceAsyncStub:
     Run: grpc.aio.UnaryUnaryMultiCallable[
         agentd.v1.agent_service_pb2.RunRequest,
@@ -152,6 +175,29 @@ class AgentServiceAsyncStub:
     ]
     """Ends agentd and leaves hosts and workers to the next one on its state
     directory. Answers before it ends.
+    """
+
+    Drain: grpc.aio.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.DrainRequest,
+        agentd.v1.agent_service_pb2.DrainResponse,
+    ]
+    """The node takes no new run until Undrain, whatever becomes of its agentd.
+    Answers at once; GetNode tells when nothing runs there any more. Repeated, it
+    replaces mode, deadline, grace and reason.
+    """
+
+    Undrain: grpc.aio.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.UndrainRequest,
+        agentd.v1.agent_service_pb2.UndrainResponse,
+    ]
+    """The node takes runs again. What has left it does not come back by itself."""
+
+    RenewLease: grpc.aio.UnaryUnaryMultiCallable[
+        agentd.v1.agent_service_pb2.RenewLeaseRequest,
+        agentd.v1.agent_service_pb2.RenewLeaseResponse,
+    ]
+    """Says that somebody still looks after a run that was started with a
+    controller lease. Any node of the run passes it on to the hub.
     """
 
 class AgentServiceServicer(metaclass=abc.ABCMeta):
@@ -239,6 +285,35 @@ class AgentServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[agentd.v1.agent_service_pb2.HandoverResponse, collections.abc.Awaitable[agentd.v1.agent_service_pb2.HandoverResponse]]:
         """Ends agentd and leaves hosts and workers to the next one on its state
         directory. Answers before it ends.
+        """
+
+    @abc.abstractmethod
+    def Drain(
+        self,
+        request: agentd.v1.agent_service_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[agentd.v1.agent_service_pb2.DrainResponse, collections.abc.Awaitable[agentd.v1.agent_service_pb2.DrainResponse]]:
+        """The node takes no new run until Undrain, whatever becomes of its agentd.
+        Answers at once; GetNode tells when nothing runs there any more. Repeated, it
+        replaces mode, deadline, grace and reason.
+        """
+
+    @abc.abstractmethod
+    def Undrain(
+        self,
+        request: agentd.v1.agent_service_pb2.UndrainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[agentd.v1.agent_service_pb2.UndrainResponse, collections.abc.Awaitable[agentd.v1.agent_service_pb2.UndrainResponse]]:
+        """The node takes runs again. What has left it does not come back by itself."""
+
+    @abc.abstractmethod
+    def RenewLease(
+        self,
+        request: agentd.v1.agent_service_pb2.RenewLeaseRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[agentd.v1.agent_service_pb2.RenewLeaseResponse, collections.abc.Awaitable[agentd.v1.agent_service_pb2.RenewLeaseResponse]]:
+        """Says that somebody still looks after a run that was started with a
+        controller lease. Any node of the run passes it on to the hub.
         """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -43,8 +43,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """FAILED_PRECONDITION. The incarnation is older than one known here: "run_id",
     "incarnation", "known".
     """
-    ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 6
-    """UNAVAILABLE. agentd is draining: "node"."""
+    ERROR_REASON_AGENTD_ENDING: _ErrorReason.ValueType  # 6
+    """UNAVAILABLE. agentd is about to end: "node"."""
     ERROR_REASON_DEVICE_IN_USE: _ErrorReason.ValueType  # 7
     """RESOURCE_EXHAUSTED. A device is in use: "device", "run_id"."""
     ERROR_REASON_NO_SUCH_DEVICE: _ErrorReason.ValueType  # 8
@@ -89,6 +89,14 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """
     ERROR_REASON_HANDOVER_REFUSED: _ErrorReason.ValueType  # 22
     """FAILED_PRECONDITION. Its workers end with this agentd: "node", "mode"."""
+    ERROR_REASON_NODE_DEGRADED: _ErrorReason.ValueType  # 23
+    """UNAVAILABLE. Something that new runs need has run out: "node", "condition",
+    "problem", "step".
+    """
+    ERROR_REASON_NODE_DRAINED: _ErrorReason.ValueType  # 24
+    """FAILED_PRECONDITION. An operator has drained the node: "node", "why"."""
+    ERROR_REASON_NO_CONTROLLER_LEASE: _ErrorReason.ValueType  # 25
+    """FAILED_PRECONDITION. The run was started without a controller lease: "run_id"."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper): ...
 
@@ -109,8 +117,8 @@ ERROR_REASON_STALE_INCARNATION: ErrorReason.ValueType  # 5
 """FAILED_PRECONDITION. The incarnation is older than one known here: "run_id",
 "incarnation", "known".
 """
-ERROR_REASON_DRAINING: ErrorReason.ValueType  # 6
-"""UNAVAILABLE. agentd is draining: "node"."""
+ERROR_REASON_AGENTD_ENDING: ErrorReason.ValueType  # 6
+"""UNAVAILABLE. agentd is about to end: "node"."""
 ERROR_REASON_DEVICE_IN_USE: ErrorReason.ValueType  # 7
 """RESOURCE_EXHAUSTED. A device is in use: "device", "run_id"."""
 ERROR_REASON_NO_SUCH_DEVICE: ErrorReason.ValueType  # 8
@@ -155,4 +163,12 @@ ERROR_REASON_NOT_RUNNING: ErrorReason.ValueType  # 21
 """
 ERROR_REASON_HANDOVER_REFUSED: ErrorReason.ValueType  # 22
 """FAILED_PRECONDITION. Its workers end with this agentd: "node", "mode"."""
+ERROR_REASON_NODE_DEGRADED: ErrorReason.ValueType  # 23
+"""UNAVAILABLE. Something that new runs need has run out: "node", "condition",
+"problem", "step".
+"""
+ERROR_REASON_NODE_DRAINED: ErrorReason.ValueType  # 24
+"""FAILED_PRECONDITION. An operator has drained the node: "node", "why"."""
+ERROR_REASON_NO_CONTROLLER_LEASE: ErrorReason.ValueType  # 25
+"""FAILED_PRECONDITION. The run was started without a controller lease: "run_id"."""
 global___ErrorReason = ErrorReason

@@ -229,6 +229,7 @@ class RunSpec(google.protobuf.message.Message):
     NO_REJOIN_FIELD_NUMBER: builtins.int
     EXTERNAL_AGENTS_FIELD_NUMBER: builtins.int
     ON_ISOLATION_FIELD_NUMBER: builtins.int
+    CONTROLLER_LEASE_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """Chosen by the caller; torch's run id. 1 to 128 characters of
     [A-Za-z0-9._-], not starting with a dot.
@@ -274,6 +275,12 @@ class RunSpec(google.protobuf.message.Message):
     def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Free-form facts for people and schedulers; agentd only shows them."""
 
+    @property
+    def controller_lease(self) -> google.protobuf.duration_pb2.Duration:
+        """The run is stopped when nobody has renewed it (AgentService.RenewLease) for
+        so long, by the hub's own time. From 1 s. Unset: nobody needs to.
+        """
+
     def __init__(
         self,
         *,
@@ -289,9 +296,10 @@ class RunSpec(google.protobuf.message.Message):
         no_rejoin: builtins.bool = ...,
         external_agents: builtins.bool = ...,
         on_isolation: global___IsolationPolicy.ValueType = ...,
+        controller_lease: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_max_membership_changes", b"_max_membership_changes", "max_membership_changes", b"max_membership_changes", "monitor_interval", b"monitor_interval", "rendezvous", b"rendezvous", "stop_grace", b"stop_grace"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_membership_changes", b"_max_membership_changes", "external_agents", b"external_agents", "labels", b"labels", "max_membership_changes", b"max_membership_changes", "max_restarts", b"max_restarts", "monitor_interval", b"monitor_interval", "no_rejoin", b"no_rejoin", "nodes", b"nodes", "on_isolation", b"on_isolation", "rendezvous", b"rendezvous", "roles", b"roles", "run_id", b"run_id", "stop_grace", b"stop_grace"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_membership_changes", b"_max_membership_changes", "controller_lease", b"controller_lease", "max_membership_changes", b"max_membership_changes", "monitor_interval", b"monitor_interval", "rendezvous", b"rendezvous", "stop_grace", b"stop_grace"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_membership_changes", b"_max_membership_changes", "controller_lease", b"controller_lease", "external_agents", b"external_agents", "labels", b"labels", "max_membership_changes", b"max_membership_changes", "max_restarts", b"max_restarts", "monitor_interval", b"monitor_interval", "no_rejoin", b"no_rejoin", "nodes", b"nodes", "on_isolation", b"on_isolation", "rendezvous", b"rendezvous", "roles", b"roles", "run_id", b"run_id", "stop_grace", b"stop_grace"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_max_membership_changes", b"_max_membership_changes"]) -> typing.Literal["max_membership_changes"] | None: ...
 
 global___RunSpec = RunSpec
@@ -571,6 +579,7 @@ class RunStatus(google.protobuf.message.Message):
     FINISHED_AT_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     HUB_UNREACHABLE_SINCE_FIELD_NUMBER: builtins.int
+    CONTROLLER_LEASE_UNTIL_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The id the caller chose."""
     incarnation: builtins.int
@@ -631,6 +640,12 @@ class RunStatus(google.protobuf.message.Message):
         Unset while it has.
         """
 
+    @property
+    def controller_lease_until(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When a run with a controller lease is stopped unless it is renewed before, by
+        the hub's clock. Unset for others, and once the run is being stopped.
+        """
+
     def __init__(
         self,
         *,
@@ -655,9 +670,10 @@ class RunStatus(google.protobuf.message.Message):
         finished_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         hub_unreachable_since: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        controller_lease_until: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["finished_at", b"finished_at", "first_failure", b"first_failure", "hub_unreachable_since", b"hub_unreachable_since", "started_at", b"started_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["finished_at", b"finished_at", "first_failure", b"first_failure", "from_hub", b"from_hub", "hub_address", b"hub_address", "hub_unreachable_since", b"hub_unreachable_since", "incarnation", b"incarnation", "labels", b"labels", "max_members", b"max_members", "max_restarts", b"max_restarts", "membership_changes", b"membership_changes", "min_members", b"min_members", "missing", b"missing", "nodes", b"nodes", "phase", b"phase", "reason", b"reason", "restart_count", b"restart_count", "revision", b"revision", "round", b"round", "run_id", b"run_id", "spares", b"spares", "started_at", b"started_at"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["controller_lease_until", b"controller_lease_until", "finished_at", b"finished_at", "first_failure", b"first_failure", "hub_unreachable_since", b"hub_unreachable_since", "started_at", b"started_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["controller_lease_until", b"controller_lease_until", "finished_at", b"finished_at", "first_failure", b"first_failure", "from_hub", b"from_hub", "hub_address", b"hub_address", "hub_unreachable_since", b"hub_unreachable_since", "incarnation", b"incarnation", "labels", b"labels", "max_members", b"max_members", "max_restarts", b"max_restarts", "membership_changes", b"membership_changes", "min_members", b"min_members", "missing", b"missing", "nodes", b"nodes", "phase", b"phase", "reason", b"reason", "restart_count", b"restart_count", "revision", b"revision", "round", b"round", "run_id", b"run_id", "spares", b"spares", "started_at", b"started_at"]) -> None: ...
 
 global___RunStatus = RunStatus
 

@@ -32,7 +32,7 @@ class ExitCode(enum.IntEnum):
     TIMEOUT = 223
     """A node did not answer in time, or `wait --timeout` is over while the run goes on."""
     REFUSED = 224
-    """A node refuses: another run has the id or the device, the program is not there, the node drains."""
+    """A node refuses: another run has the id or the device, the program is not there, the node is drained."""
     STOPPED = 225
     """The run was stopped by somebody."""
     LOST = 226
@@ -42,7 +42,7 @@ class ExitCode(enum.IntEnum):
     INTERNAL = 228
     """A fault of agentctl or agentd; the message tells where its story is."""
     UNHEALTHY = 229
-    """`nodes --check`: a node drains or is degraded."""
+    """`nodes --check`: a node is drained, ending or degraded."""
 
 
 class HealthExit(enum.IntEnum):

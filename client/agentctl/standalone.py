@@ -192,7 +192,7 @@ def _await_ready(ready_fd: int, state_dir: Path) -> None:
 
 
 def _await_end(process: subprocess.Popen[bytes]) -> None:
-    """It drains when the lifeline is cut; one that still stops workers is left to do so in its own time."""
+    """It shuts down when the lifeline is cut; one that still stops workers is left to do so."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(END_TIMEOUT_S)
 

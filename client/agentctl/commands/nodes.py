@@ -11,7 +11,7 @@ from agentctl.options import CONTEXT, deadline_option, node_options, output_opti
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--check", is_flag=True, help="Exit with an error when a node drains or is degraded.")
+@click.option("--check", is_flag=True, help="Exit with an error when a node is drained, ending or degraded.")
 @node_options
 @deadline_option
 @output_option
@@ -43,6 +43,6 @@ def nodes(check: bool, **values: Any) -> int:
     say_problems(result.problems)
     if not result.complete:
         return ExitCode.PARTIAL
-    if check and any(node.draining or node.conditions for node in found):
+    if check and any(node.ending or node.conditions for node in found):
         return ExitCode.UNHEALTHY
     return ExitCode.OK

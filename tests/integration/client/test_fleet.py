@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from agentd.api.errors import (
+    AgentdEnding,
     AgentError,
     DeadlineExceeded,
     DeviceInUse,
-    Draining,
     LogNotFound,
     NotRunning,
     RunConflict,
@@ -176,7 +176,7 @@ def test_a_missing_node_takes_the_run_when_it_comes_back(fakes: FakeFleet, make_
 
 
 def test_a_node_that_drains_is_missing_too(fakes: FakeFleet, make_fleet: Make) -> None:
-    fakes[1].refuse("Run", Draining("fake-1"))
+    fakes[1].refuse("Run", AgentdEnding("fake-1"))
     with make_fleet(fakes.targets) as fleet:
         run = fleet.run(SPEC)
         timer = soon(lambda: wait_until(lambda: run_is_up(fakes), 20) and fakes.finish("r"), 0)

@@ -92,7 +92,7 @@ class Daemon:
 
 @contextlib.contextmanager
 def running(folder: Path, *flags: str, env: Mapping[str, str] | None = None) -> Iterator[Daemon]:
-    """An agentd that serves, drained or killed at the end."""
+    """An agentd that serves, shut down or killed at the end."""
     daemon = Daemon(folder, flags or ("--listen", "127.0.0.1:0"), env or {})
     with ending(daemon):
         yield daemon.serving()

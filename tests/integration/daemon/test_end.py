@@ -1,4 +1,4 @@
-"""How agentd goes away: drain, at once, and what does not make it go."""
+"""How agentd goes away: shutdown, at once, and what does not make it go."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from agentd.api.errors import Draining
+from agentd.api.errors import AgentdEnding
 from agentd.api.errwire import from_rpc_error
 from agentd.daemon.exits import ExitCode
 from agentd.groups.reap import reap
@@ -65,7 +65,7 @@ def start(agent: Any, folder: Path, program: str, *, grace_s: int = 60) -> list[
     return [group.host_pid, *(worker.pid for worker in group.workers)]
 
 
-def test_a_drain_tells_everybody_and_lets_workers_finish(folder: Path) -> None:
+def test_a_shutdown_tells_everybody_and_lets_workers_finish(folder: Path) -> None:
     with (
         running(folder) as daemon,
         calling(daemon.targets[0]) as agent,
@@ -86,11 +86,11 @@ def test_a_drain_tells_everybody_and_lets_workers_finish(folder: Path) -> None:
         assert next(watched_health).status == health_pb2.HealthCheckResponse.NOT_SERVING
         for stream in (watch, logs):
             last = list(stream)[-1]
-            assert last.end.cause == pb.STREAM_END_CAUSE_DRAINING
+            assert last.end.cause == pb.STREAM_END_CAUSE_AGENTD_ENDING
         with pytest.raises(grpc.RpcError) as caught:
             agent.Run(a_run("other", script(folder, OBEDIENT)), timeout=CALL_S)
-        assert isinstance(from_rpc_error(caught.value, "n"), Draining)  # type: ignore[arg-type]
-        assert agent.GetNode(pb.GetNodeRequest(), timeout=CALL_S).draining
+        assert isinstance(from_rpc_error(caught.value, "n"), AgentdEnding)  # type: ignore[arg-type]
+        assert agent.GetNode(pb.GetNodeRequest(), timeout=CALL_S).ending
 
         late = agent.Watch(pb.WatchRequest(run_id="r"), timeout=END_S)
         assert next(late).HasField("status")
@@ -98,7 +98,7 @@ def test_a_drain_tells_everybody_and_lets_workers_finish(folder: Path) -> None:
         answers = list(late)
         assert answers[-1].HasField("end")
         assert daemon.ended() == ExitCode.OK
-        # Of a stream that was opened during the drain, how the run ended is seen too.
+        # Of a stream that was opened during the shutdown, how the run ended is seen too.
         assert any(answer.status.phase == run_pb2.PHASE_STOPPED for answer in answers)
     assert all(is_gone(pid) for pid in pids)
     logs_root = daemon.state_dir / "runs"
@@ -110,7 +110,7 @@ def test_a_second_signal_ends_everything_at_once(folder: Path) -> None:
     with running(folder) as daemon, calling(daemon.targets[0]) as agent:
         pids = start(agent, folder, SAVES_ITS_WORK, grace_s=600)
         daemon.signal()
-        daemon.event("draining")
+        daemon.event("shutting down")
         wait_until(lambda: output(agent, "r").count(b"saving\n") == 2, END_S)
         started = time.monotonic()
         daemon.signal(signal.SIGINT)
@@ -119,8 +119,8 @@ def test_a_second_signal_ends_everything_at_once(folder: Path) -> None:
         wait_until(lambda: all(is_gone(pid) for pid in pids), END_S)
 
 
-def test_a_drain_grace_of_the_operator_bounds_the_runs_own(folder: Path) -> None:
-    flags = ("--listen", "127.0.0.1:0", "--drain-grace", "0.5")
+def test_a_shutdown_grace_of_the_operator_bounds_the_runs_own(folder: Path) -> None:
+    flags = ("--listen", "127.0.0.1:0", "--shutdown-grace", "0.5")
     with running(folder, *flags) as daemon, calling(daemon.targets[0]) as agent:
         pids = start(agent, folder, SAVES_ITS_WORK, grace_s=600)
         daemon.signal()
@@ -148,7 +148,7 @@ def test_a_handover_ends_streams_with_a_last_message_and_leaves_host_and_workers
             watch = agent.Watch(pb.WatchRequest(run_id="r"), timeout=END_S)
             assert next(watch).HasField("status")
             daemon.signal(signal.SIGUSR2)
-            assert list(watch)[-1].end.cause == pb.STREAM_END_CAUSE_DRAINING
+            assert list(watch)[-1].end.cause == pb.STREAM_END_CAUSE_AGENTD_ENDING
         assert daemon.ended() == ExitCode.OK
         assert not any(is_gone(pid) for pid in pids)
     (left,) = reap(str(daemon.state_dir), 0.5)

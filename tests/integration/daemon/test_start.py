@@ -131,7 +131,7 @@ def test_after_kill_9_the_same_places_are_free_again(folder: Path) -> None:
         assert info.agent_uid == uid
 
 
-def test_the_one_who_started_it_is_told_and_its_end_is_a_drain(folder: Path) -> None:
+def test_the_one_who_started_it_is_told_and_its_end_is_a_shutdown(folder: Path) -> None:
     ready_read, ready_write = os.pipe()
     life_read, life_write = os.pipe()
     flags = ("--listen", "127.0.0.1:0", "--ready-fd", str(ready_write), "--lifeline-fd", str(life_read))
@@ -149,7 +149,7 @@ def test_the_one_who_started_it_is_told_and_its_end_is_a_drain(folder: Path) -> 
             os.close(life_write)
             life_write = -1
             assert daemon.ended() == ExitCode.OK
-            assert daemon.event("draining")["reason"] == "the process that started it is gone"
+            assert daemon.event("shutting down")["reason"] == "the process that started it is gone"
     finally:
         for fd in (ready_read, ready_write, life_read, life_write):
             if fd >= 0:

@@ -82,7 +82,7 @@ def test_two_daemons_are_one_run_and_the_hub_tells_the_whole(folder: Path) -> No
     assert len({tuple(place[3:]) for place in places}) == 1
 
 
-def test_a_drain_of_one_node_leaves_the_run_to_the_others(folder: Path) -> None:
+def test_a_shutdown_of_one_node_leaves_the_run_to_the_others(folder: Path) -> None:
     program = script(folder, "import time\ntime.sleep(600)\n")
     flags = ("--listen", "127.0.0.1:0", "--node-id")
     with running(folder / "a", *flags, "a") as a, running(folder / "b", *flags, "b") as b:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agentd.api.errors import Draining, InvalidSpec, RunConflict
+from agentd.api.errors import AgentdEnding, InvalidSpec, RunConflict
 from agentd.api.types import Command, Phase, RendezvousSpec, RoleSpec, RunSpec, StopRequest
 from tests.support.noding import Neighbourhood, one_node
 
@@ -58,17 +58,17 @@ async def test_it_is_there_again_when_agentd_begins_again(tmp_path: Path) -> Non
         assert node.hub.live_runs == (("job", opened.incarnation),)
 
 
-async def test_a_draining_node_opens_none(tmp_path: Path) -> None:
+async def test_a_node_that_shuts_down_opens_none(tmp_path: Path) -> None:
     async with one_node(tmp_path) as node:
-        await node.registry.drain()
-        with pytest.raises(Draining):
+        await node.registry.shut_down()
+        with pytest.raises(AgentdEnding):
             await node.run(SPEC)
 
 
-async def test_draining_ends_a_run_that_no_agent_has_come_to(tmp_path: Path) -> None:
+async def test_shutting_down_ends_a_run_that_no_agent_has_come_to(tmp_path: Path) -> None:
     async with one_node(tmp_path) as node:
         await node.run(SPEC)
-        await node.registry.drain()
+        await node.registry.shut_down()
         assert (await node.ends("job")).phase is Phase.STOPPED
 
 

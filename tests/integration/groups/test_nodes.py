@@ -135,12 +135,12 @@ async def test_a_hub_off_the_training_nodes_has_no_part_in_the_run(tmp_path: Pat
         assert [node.node_id for node in ends[0].nodes] == ["b", "c"]
 
 
-async def test_a_draining_node_leaves_its_run_to_the_others(tmp_path: Path) -> None:
+async def test_a_node_that_shuts_down_leaves_its_run_to_the_others(tmp_path: Path) -> None:
     spec = run_spec(nodes=("a", "b"), rendezvous=RendezvousSpec(min_members=1, max_members=2))
     async with nodes(tmp_path, "a", "b") as (_, (a, b)):
         await run_on(spec, a, b)
         await asyncio.gather(a.runs("job"), b.runs("job"))
-        await b.registry.drain()
+        await b.registry.shut_down()
         await a.runs("job", 2)
         await a.registry.stop(StopRequest(run_id="job"))
         await a.ends("job")

@@ -50,7 +50,7 @@ def test_a_run_gives_the_code_of_its_first_failed_worker(status: RunStatus, code
         (errors.NotRunning("r", "restarting"), ExitCode.REFUSED),
         (errors.DeadlineExceeded("a", 10), ExitCode.TIMEOUT),
         (errors.RunConflict("r", ["x"]), ExitCode.REFUSED),
-        (errors.Draining("a"), ExitCode.REFUSED),
+        (errors.AgentdEnding("a"), ExitCode.REFUSED),
         (errors.InvalidSpec("x", "y"), ExitCode.REFUSED),
         (errors.InternalError("1", "a"), ExitCode.INTERNAL),
         (RunRefused("r", {"a": errors.NoSuchDevice("gpu", "a")}, [], {}), ExitCode.REFUSED),

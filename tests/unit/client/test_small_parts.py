@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
-from agentd.api.errors import AgentError, Draining, InvalidSpec, Unreachable
+from agentd.api.errors import AgentdEnding, AgentError, InvalidSpec, Unreachable
 from agentd.v1 import agent_service_pb2 as service
 from agentd.v1 import rendezvous_service_pb2 as rendezvous
 from agentd_client import AsyncAgentClient, AsyncFleet, AsyncRunHandle, wire
@@ -68,13 +68,13 @@ def test_a_unix_socket_gets_the_whole_environment_and_the_network_what_is_named(
 def test_only_calls_that_nobody_answered_are_made_again() -> None:
     answers: dict[str, list[Message | AgentError]] = {
         "a": [Unreachable("a"), service.GetNodeResponse(node_id="a")],
-        "b": [Draining("b")],
+        "b": [AgentdEnding("b")],
         "c": [service.GetNodeResponse(node_id="c")],
     }
     driver = Scripted(lambda call: answers[call.target].pop(0))
     a, b, c = driver.run(call_each([node_call(target, 10) for target in "abc"]))
     assert isinstance(a, service.GetNodeResponse)
-    assert isinstance(b, Draining)
+    assert isinstance(b, AgentdEnding)
     assert isinstance(c, service.GetNodeResponse)
     assert driver.batches[1] == ("GetNode a",)
 

@@ -39,7 +39,7 @@ def test_nobody_chose_anything() -> None:
     assert config.node_id == "box.example"
     assert config.state_dir == "/home/u/.local/state/agentd"
     assert config.listen == ("unix:/tmp/agentd-1000/agentd.sock",)
-    assert (config.insecure, config.log.format, config.drain.grace) == (False, LogFormat.TEXT, None)
+    assert (config.insecure, config.log.format, config.shutdown.grace) == (False, LogFormat.TEXT, None)
     assert set(loaded().origins.values()) == {"default"}
 
 
@@ -102,7 +102,7 @@ def test_an_unknown_key_is_an_error_that_names_it_and_the_nearest(text: str, key
         ({"advertise_addr": "0.0.0.0"}, "leads nowhere"),
         ({"advertise_addr": "[::]:7460"}, "leads nowhere"),
         ({"log.format": "xml"}, "is not text or json"),
-        ({"drain.grace": "soon"}, "not a number of seconds"),
+        ({"shutdown.grace": "soon"}, "not a number of seconds"),
         ({"retention.age": "a fortnight"}, "not a length of time"),
         ({"retention.age": "-1d"}, "not a length of time"),
         ({"retention.age": "nan"}, "not a length of time"),
@@ -111,8 +111,8 @@ def test_an_unknown_key_is_an_error_that_names_it_and_the_nearest(text: str, key
         ({"retention.size": "10GB"}, "not a size"),
         ({"retention.size": ""}, "not a size"),
         ({"retention.size": "1e40"}, "not a size"),
-        ({"drain.grace": "-1"}, "not a number of seconds"),
-        ({"drain.grace": "nan"}, "not a number of seconds"),
+        ({"shutdown.grace": "-1"}, "not a number of seconds"),
+        ({"shutdown.grace": "nan"}, "not a number of seconds"),
         ({"insecure": "maybe"}, "not true or false"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
@@ -192,7 +192,7 @@ def test_the_tree_is_frozen() -> None:
 
 def test_what_is_shown_as_toml_reads_back_as_the_same_configuration() -> None:
     listen = ("unix:/ü/a.sock", "127.0.0.1:1")
-    flags = {"node_id": "n", "listen": listen, "log.level": "debug", "drain.grace": "2.5"}
+    flags = {"node_id": "n", "listen": listen, "log.level": "debug", "shutdown.grace": "2.5"}
     found = loaded(flags=flags)
     again = loaded(as_toml(found)).config
     assert again == found.config
@@ -207,7 +207,7 @@ def test_what_is_shown_names_the_origin_of_each_value() -> None:
     assert any(line.startswith("# grace is not set") and line.endswith("# default") for line in lines)
     shown = json.loads(as_json(found))
     assert shown["log.format"] == {"value": "json", "origin": "file a.toml"}
-    assert shown["drain.grace"] == {"value": None, "origin": "default"}
+    assert shown["shutdown.grace"] == {"value": None, "origin": "default"}
 
 
 def test_the_parser_is_the_standard_one_where_there_is_one() -> None:

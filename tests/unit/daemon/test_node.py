@@ -17,7 +17,7 @@ from agentd.procs.node import NodeFacts, gpu_count, listener_pid, look
 
 
 class Groups:
-    draining = False
+    ending = False
     problems: Mapping[str, str] = {"JOURNAL_BEHIND": "slow"}
 
     def group_refs(self) -> tuple[GroupRef, ...]:

@@ -109,7 +109,7 @@ async def test_watch_ends_without_an_error_when_the_server_does(serving: Serving
     async with serving() as served:
         call = watch(served, DAEMON)
         await call.read()
-        served.streams.close(StreamEnd(cause=StreamEndCause.DRAINING))
+        served.streams.close(StreamEnd(cause=StreamEndCause.AGENTD_ENDING))
         assert await call.read() is grpc.aio.EOF
         assert await call.code() is grpc.StatusCode.OK
 

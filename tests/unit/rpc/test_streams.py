@@ -20,7 +20,7 @@ from tests.unit.rpc.served import Serving
 pytestmark = pytest.mark.asyncio
 
 DEADLINE = 20.0
-GOODBYE = StreamEnd(cause=StreamEndCause.DRAINING, reason="bye")
+GOODBYE = StreamEnd(cause=StreamEndCause.AGENTD_ENDING, reason="bye")
 
 
 async def test_watch_shows_the_snapshot_then_each_change(serving: Serving) -> None:
@@ -69,7 +69,7 @@ async def test_the_servers_end_has_a_last_word_and_streams_opened_later_live(ser
         served.streams.end(GOODBYE)
         for call in (watch, logs):
             last = (await call.read()).end
-            assert (last.cause, last.reason) == (pb.STREAM_END_CAUSE_DRAINING, "bye")
+            assert (last.cause, last.reason) == (pb.STREAM_END_CAUSE_AGENTD_ENDING, "bye")
             assert await call.read() is grpc.aio.EOF
         later = served.agent.Watch(pb.WatchRequest(), timeout=DEADLINE)
         assert (await later.read()).HasField("status")
