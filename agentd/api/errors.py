@@ -366,14 +366,6 @@ class HandoverRefused(AgentError):
         )
 
 
-ERRORS: Mapping[str, type[AgentError]] = {
-    cls.reason: cls
-    for cls in (
-        InvalidSpec,
-        ProgramUnusable,
-        RunNotFound,
-        RunConflict,
-        StaleIncarnation,
 class NodeDrained(AgentError):
     """An operator has drained the node: it takes no new run until somebody undrains it."""
 
@@ -402,6 +394,14 @@ class NoControllerLease(AgentError):
         )
 
 
+ERRORS: Mapping[str, type[AgentError]] = {
+    cls.reason: cls
+    for cls in (
+        InvalidSpec,
+        ProgramUnusable,
+        RunNotFound,
+        RunConflict,
+        StaleIncarnation,
         AgentdEnding,
         DeviceInUse,
         NoSuchDevice,
@@ -420,8 +420,8 @@ class NoControllerLease(AgentError):
         AddressUnusable,
         NotRunning,
         HandoverRefused,
+        NodeDrained,
+        NoControllerLease,
     )
 }
 """Every error by the reason it has on the wire."""
-        NodeDrained,
-        NoControllerLease,
