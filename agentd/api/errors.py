@@ -175,7 +175,10 @@ class NodeIdTaken(AgentError):
     reason = "NODE_ID_TAKEN"
     code = Code.ALREADY_EXISTS
 
-    def __init__(self, node_id: str, address: str, other_address: str) -> None:
+    def __init__(
+        self, node_id: str, address: str, other_address: str, held_s: float = 0.0, gone: bool = False
+    ) -> None:
+        """`held_s`: by then the hub knows whether the other one lives. `gone`: it has not been heard."""
         # An agent of the library serves no port: its address has none, and it takes no flags.
         library = address.endswith(NO_PORT)
         other = "agent" if other_address.endswith(NO_PORT) else "agentd"
@@ -184,10 +187,15 @@ class NodeIdTaken(AgentError):
             if library
             else "Start one of them with another --node-id"
         )
+        there = other_address.removesuffix(NO_PORT)
+        found = (
+            f"is held for the {other} that was at {there}: it is free in {held_s:.0f} s if that stays away"
+            if gone
+            else f"is taken by a live {other} at {there}. {step}"
+        )
         super().__init__(
-            f"node id {node_id!r} of {address.removesuffix(NO_PORT)} is taken by a live {other} at "
-            f"{other_address.removesuffix(NO_PORT)}. {step}.",
-            {"node_id": node_id, "address": address, "other_address": other_address},
+            f"node id {node_id!r} of {address.removesuffix(NO_PORT)} {found}.",
+            {"node_id": node_id, "address": address, "other_address": other_address, "held_s": f"{held_s:g}"},
         )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from agentd.api.errors import AgentError, Code, HubUnreachable, Unreachable
+from agentd.api.errors import AgentError, Code, HubUnreachable, NodeIdTaken, Unreachable
 from agentd.api.types import Failure, RunSpec, RunStatus
 from agentd.core import defaults
 from agentd.core.contact import Contact
@@ -49,6 +49,7 @@ LAST_BACKOFF = 2.0
 FAREWELL_WAIT = 2.0
 """Longest `close` waits until what was said has left."""
 
+_LONGEST_HOLD = 3600.0
 _FINAL = frozenset(
     {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED}
 )
@@ -139,6 +140,8 @@ class MemberSession:
         self._connected = False
         self._welcomed = False
         self._lost = False
+        self._held_until: float | None = None
+        """When a node id that is another's for the hub is to be given up."""
         self._heard_at: float | None = None
         self._finished = False
         self._closing = False
@@ -225,7 +228,7 @@ class MemberSession:
             except AgentError as error:
                 # Without the advice of the error: whoever tells of the hub has its own.
                 problem = error.facts.get("problem") or str(error)
-                if self._is_refusal(error) and not self._over():
+                if self._is_refusal(error) and not self._over() and not self._is_held(error):
                     self._refused(error)
                     return
             if self._over():
@@ -240,6 +243,14 @@ class MemberSession:
     def _is_refusal(self, error: AgentError) -> bool:
         # The hub that took this node knows the call: where it is not known, a stranger has the hub's port.
         return error.code in _FINAL and not (self._welcomed and error.code is Code.UNIMPLEMENTED)
+
+    def _is_held(self, error: AgentError) -> bool:
+        """Whether the hub may yet find that the one who has our node id is gone: this node made anew."""
+        if not isinstance(error, NodeIdTaken):
+            return False
+        until = _now() + _held_s(error) + 2 * LAST_BACKOFF
+        self._held_until = until if self._held_until is None else min(self._held_until, until)
+        return _now() < self._held_until
 
     def _over(self) -> bool:
         return self._finished or self._closing
@@ -273,7 +284,7 @@ class MemberSession:
         self._contacts.welcomed(welcome.lease)
         self._connected = True
         self._backoff = FIRST_BACKOFF
-        self._needed_since = None
+        self._needed_since = self._held_until = None
         self._outbox.clear()
         for message in self._book.unanswered(_now()):
             self._put(message)
@@ -424,6 +435,15 @@ class _Ear:
         """Called at each heartbeat. After a gap of our own nobody is judged."""
         on_time = self._own.tick(now)
         return self._own.at(now) - self._heard_at if on_time else 0.0
+
+
+def _held_s(error: NodeIdTaken) -> float:
+    """What the hub says; one of an older version says nothing."""
+    try:
+        told = float(error.facts.get("held_s", ""))
+    except ValueError:
+        return 0.0
+    return min(told, _LONGEST_HOLD) if told > 0 else 0.0
 
 
 def _now() -> float:

@@ -112,7 +112,7 @@ class HubRun:
 
     def open(self, hello: SessionHello) -> HubSession:
         """Take a node's session, or raise why not. A newer session ends the older one of its node."""
-        problem = core.refusal(self._state, hello)
+        problem = core.refusal(self._state, hello, self._own_time())
         if problem is not None:
             raise problem
         older = self._sessions.get(hello.node_id)

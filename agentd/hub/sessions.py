@@ -33,14 +33,16 @@ ABSENT_LIMIT = 4096
 """Nodes that are remembered after they went."""
 
 
-def refusal(state: RunState, hello: SessionHello) -> AgentError | None:
-    """Why a node's session cannot be taken, if so."""
+def refusal(state: RunState, hello: SessionHello, now: float) -> AgentError | None:
+    """Why a node's session cannot be taken, if so; for another's node id it may be taken later."""
     for member in hello.members:
         if member.role not in state.plan.roles:
             return InvalidSpec("members.role", f"run {hello.run_id!r} has no role {member.role!r}")
     here = state.nodes.get(hello.node_id)
     if here is not None and here.agent_uid != hello.agent_uid:
-        return NodeIdTaken(hello.node_id, hello.address, here.address)
+        until = state.detached.get(hello.node_id)
+        held_s = state.plan.lease if until is None else max(0.0, until - now)
+        return NodeIdTaken(hello.node_id, hello.address, here.address, held_s=held_s, gone=until is not None)
     known = here or state.absent.get(hello.node_id)
     if known and known.agent_uid == hello.agent_uid and hello.session_epoch <= known.epoch:
         return StaleSession(hello.node_id)

@@ -180,7 +180,7 @@ class RunState:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """A node opened a stream; `refusal(state, hello)` had nothing against it."""
+    """A node opened a stream; `refusal(state, hello, now)` had nothing against it."""
 
     hello: SessionHello
 

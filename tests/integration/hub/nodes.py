@@ -109,6 +109,8 @@ class Node:
         self.view: RunStatus | None = None
         self.spec: RunSpec | None = None
         self.error: AgentError | None = None
+        self.problem = ""
+        """With the hub, as it was told last."""
         self.contact: Contact | None = None
         self._port = 20_000
         self._epoch = 0
@@ -171,6 +173,7 @@ class Node:
         self.contact = contact
 
     def on_hub_lost(self, problem: str, since: float) -> None:
+        self.problem = problem
         self.log.append("hub lost")
 
     def on_hub_found(self) -> None:

@@ -413,11 +413,46 @@ async def test_second_agentd_under_a_live_node_id_is_refused_and_the_first_goes_
         await stage.round_is(1, a)
         twin = Node("a", stage.link(), uid="another")
         stage.nodes["twin"] = twin.start()
+        began = now()
         await until(lambda: twin.error is not None)
         assert isinstance(twin.error, NodeIdTaken)
         assert twin.error.facts["other_address"] == "a.example:7460"
+        assert now() - began < 3 * defaults.LEASE
         await asyncio.sleep(30)
         assert a.running == 1
+
+
+@on_virtual_time
+async def test_a_node_made_anew_waits_for_the_end_of_what_it_was_and_takes_its_place() -> None:
+    """Its state directory was wiped: another uid under the same id, while the hub waits for the old one."""
+    async with Stage(make_spec("a", "b")) as stage:
+        a, b = stage.add("a", "b")
+        await stage.round_is(1, a, b)
+        await b.link.cut()
+        anew = Node("b", stage.link(), uid="another")
+        stage.nodes["anew"] = anew.start()
+        await until(lambda: "hub lost" in anew.log)
+        assert "free in" in anew.problem
+        assert "b.example:7460" in anew.problem
+        await stage.round_is(2, a, anew)
+        assert anew.error is None
+        assert anew.log[:3] == ["hub lost", "welcome", "hub found"]
+
+
+@on_virtual_time
+async def test_a_node_made_anew_is_refused_if_the_one_that_it_was_is_back() -> None:
+    async with Stage(make_spec("a", "b")) as stage:
+        a, b = stage.add("a", "b")
+        await stage.round_is(1, a, b)
+        await b.link.cut()
+        anew = Node("b", stage.link(), uid="another")
+        stage.nodes["anew"] = anew.start()
+        await until(lambda: "hub lost" in anew.log)
+        b.link.up = True
+        await until(lambda: anew.error is not None)
+        assert isinstance(anew.error, NodeIdTaken)
+        assert "live agentd" in str(anew.error)
+        assert (a.running, b.running) == (1, 1)
 
 
 @on_virtual_time

@@ -112,7 +112,7 @@ class Rig:
             members=members,
             reattach_window=window,
         )
-        problem = refusal(self.state, hello)
+        problem = refusal(self.state, hello, self.now)
         if problem is not None:
             raise problem
         self.post(Attached(hello))

@@ -351,6 +351,16 @@ def test_second_agentd_under_a_live_node_id_is_refused_naming_both_addresses() -
     assert caught.value.facts["other_address"] == "a.example:7460"
 
 
+def test_the_node_id_of_one_that_may_come_back_is_held_for_it_as_long_as_it_may() -> None:
+    rig = elastic("a", "b")
+    rig.break_stream("b")
+    rig.now += 2
+    with pytest.raises(NodeIdTaken) as caught:
+        rig.hello("b", uid="another", epoch=1)
+    assert "held for the agentd that was at b.example:7460: it is free in 3 s" in str(caught.value)
+    assert caught.value.facts["held_s"] == "3"
+
+
 def test_a_second_library_agent_under_a_live_node_id_is_told_its_option_and_no_port() -> None:
     taken = NodeIdTaken("a", "127.0.0.1:0", "[fd00::1]:0")
     assert str(taken) == (
