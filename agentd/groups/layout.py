@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from agentd.host.wire import HostSpec
+from agentd.procs import cgroups
 
 DATABASE = "agentd.db"
 RUNS = "runs"
@@ -38,6 +39,18 @@ def prepare(spec: HostSpec, folder: str) -> None:
     with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
         file.write(text + "\n")
     partial.replace(target)
+
+
+def cgroup_of(folder: str, token: str) -> str:
+    """The cgroup of the group's host of that token, if its spec names one. Touches the disk."""
+    try:
+        spec = json.loads(Path(folder, SPEC_FILE).read_bytes())
+        cgroup = spec["cgroup"] if spec["token"] == token else ""
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    # All in there is killed: a folder of any other name may be a stranger's.
+    ours = isinstance(cgroup, str) and token and Path(cgroup).name == cgroups.name_of(token)
+    return cgroup if ours else ""
 
 
 def _make_private(path: Path) -> None:

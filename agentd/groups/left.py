@@ -62,10 +62,12 @@ def find(row: GroupRow) -> LeftGroup | None:
         return None
     if not _was_heard(row, state):
         # Nothing of it runs, and nothing of that is its fault: another host is started at once.
-        tree.sweep(tree.Marks(token=row.token, not_before=row.host_start_time), grace_s=0.0)
+        cgroup = layout.cgroup_of(row.directory, row.token)
+        marks = tree.Marks(token=row.token, cgroup=cgroup, not_before=row.host_start_time)
+        tree.end_group(marks, grace_s=0.0)
         state = replace(state, host=HostState.NONE, host_pid=0)
     return LeftGroup(
-        spec=replace(spec, token=row.token),
+        spec=replace(spec, token=row.token, cgroup=layout.cgroup_of(row.directory, row.token)),
         state=state,
         sequence=row.sequence,
         host=ProcessIdentity(row.host_pid, row.host_start_time) if row.host_pid else None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from agentd.groups import layout, reported
 from agentd.groups.journal import open_for_reading
 from agentd.groups.records import GroupRow
-from agentd.procs import tree
+from agentd.procs import cgroups, tree
 from agentd.procs.identity import boot_id, identify
 
 GRACE_S = 10.0
@@ -56,10 +56,12 @@ def _end_one(row: GroupRow, grace_s: float) -> Leftover | None:
     # The start time of the host bounds the search: nothing older can have its token. And only sessions whose
     # leader is still there, a zombie perhaps: the id of any other may be a stranger's now.
     sessions = frozenset(leader for leader in reported.sessions(row) if identify(leader.pid) == leader)
-    marks = tree.Marks(token=row.token, sessions=sessions, not_before=row.host_start_time)
+    cgroup = layout.cgroup_of(row.directory, row.token)
+    marks = tree.Marks(token=row.token, sessions=sessions, cgroup=cgroup, not_before=row.host_start_time)
     pids = tuple(sorted(process.pid for process in tree.find(marks)))
     if not pids:
+        cgroups.remove(cgroup)
         return None
-    stuck = tree.sweep(marks, grace_s=grace_s)
+    stuck = tree.end_group(marks, grace_s=grace_s)
     left = tuple(process.pid for process in stuck)
     return Leftover(row.run_id, row.incarnation, row.role, pids, left)

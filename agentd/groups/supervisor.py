@@ -30,7 +30,7 @@ from agentd.groups.records import ElasticEventRow, GroupRow
 from agentd.host import wire
 from agentd.host.door import HostDoor
 from agentd.host.handle import HostHandle
-from agentd.procs import tree
+from agentd.procs import cgroups, tree
 from agentd.procs.identity import ProcessIdentity, boot_id
 from agentd.procs.spawn import SpawnError
 
@@ -90,6 +90,7 @@ class Supervisor:
         self._handle: HostHandle | None = None
         self._contact: Contact | None = None
         self._token = left.spec.token if left else ""
+        self._cgroup = left.spec.cgroup if left else ""
         self._sessions: frozenset[ProcessIdentity] = left.sessions if left else frozenset()
         """Of the workers of which the host has not said that nothing is left."""
         self._logs: deque[WorkerLog] = deque(left.logs if left else (), maxlen=KEPT_LOGS)
@@ -354,6 +355,8 @@ class Supervisor:
 
     async def _launch(self, spec: wire.HostSpec) -> HostHandle:
         loop = asyncio.get_running_loop()
+        self._cgroup = await loop.run_in_executor(self._shared.disk, cgroups.make, spec.token)
+        spec = replace(spec, cgroup=self._cgroup)
         await loop.run_in_executor(self._shared.disk, layout.prepare, spec, self._dir)
         return await self._shared.door.start_host(spec, self._dir, self)
 
@@ -373,9 +376,9 @@ class Supervisor:
         ending = self._state.ending
         left_s = LEFTOVER_GRACE_S if ending is None else ending.kill_at - time.monotonic()
         grace_s = min(LEFTOVER_GRACE_S, max(0.0, left_s))
-        marks = tree.Marks(token=self._token, sessions=self._sessions)
+        marks = tree.Marks(token=self._token, sessions=self._sessions, cgroup=self._cgroup)
         stuck = await asyncio.get_running_loop().run_in_executor(
-            self._shared.sweeps, lambda: tree.sweep(marks, grace_s=grace_s)
+            self._shared.sweeps, lambda: tree.end_group(marks, grace_s=grace_s)
         )
         self._handle, self._sessions = None, frozenset()
         left = _stuck_sentence([each.pid for each in stuck], [each.wait_channel for each in stuck])

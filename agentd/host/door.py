@@ -26,6 +26,7 @@ from agentd.host.wire import (
     agree,
     encode,
 )
+from agentd.procs import cgroups
 from agentd.procs.identity import ProcessIdentity, identify
 from agentd.procs.spawn import Child, SpawnError, spawn
 from agentd.procs.tree import TOKEN_VARIABLE
@@ -188,9 +189,13 @@ def _spawn_host(spec: HostSpec, state_dir: str, group_dir: str) -> Child:
         problem = error.strerror or str(error)
         raise SpawnError(error.errno or 0, f"{group_dir}/{HOST_LOG}", problem) from error
     try:
-        return spawn(argv, env=env, cwd=group_dir, stdout_fd=log, stderr_fd=log, parent_death_signal=None)
+        child = spawn(argv, env=env, cwd=group_dir, stdout_fd=log, stderr_fd=log, parent_death_signal=None)
     finally:
         os.close(log)
+    # It starts nothing before it is welcomed, so that all of the group is in there.
+    if spec.cgroup and not cgroups.enter(spec.cgroup, child.pid):
+        _log.warning("a host is not in its cgroup", extra={"pid": child.pid, "cgroup": spec.cgroup})
+    return child
 
 
 def _bound_below(directory: str, name: str) -> tuple[socket.socket, tuple[int, int]]:

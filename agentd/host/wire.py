@@ -74,6 +74,8 @@ class HostSpec:
     master_port: int = 0
     mode: str = "stop"
     """`stop`: the workers end with their agentd. `keep`: they outlive it, and the host dials the next one."""
+    cgroup: str = ""
+    """The folder of the group's own cgroup, the host in it; empty: there is none."""
     on_isolation: str = "keep"
     """What becomes of the workers when the contact with the hub has run out: `keep` or `stop`."""
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentd.procs import procfs
+from agentd.procs import cgroups, procfs
 from agentd.procs.identity import ProcessIdentity, send_signal
 from agentd.procs.procfs import ProcessStat
 from agentd.procs.waiter import Waiter
@@ -38,7 +38,7 @@ class Marks:
     ancestors: frozenset[int] = frozenset()
     """Everything below these pids belongs to it; they themselves do not."""
     cgroup: str = ""
-    """A cgroup folder that holds nothing else."""
+    """A cgroup folder that holds nothing else, but perhaps the caller."""
     not_before: int = 0
     """Start time (see `ProcessIdentity`) before which no process can have the token."""
 
@@ -54,7 +54,7 @@ class StuckProcess:
 def find(marks: Marks) -> list[ProcessStat]:
     """The group's living processes, but never the caller's own."""
     everything = {stat.pid: stat for stat in procfs.processes()}
-    pids = _in_cgroup(marks.cgroup) | _below(marks.ancestors, everything.values())
+    pids = cgroups.members(marks.cgroup) | _below(marks.ancestors, everything.values())
     sessions = {leader.pid: leader for leader in marks.sessions if _still_its_session(leader, everything)}
     own = os.getpid()
     return [
@@ -92,10 +92,14 @@ class Sweeper:
 
     def step(self, now: float) -> float:
         """Look, signal what is due, and answer when to look again."""
-        found = find(self._marks())
+        marks = self._marks()
+        found = find(marks)
         if not found:
             return self._count_empty_look(now)
         self._empty_looks = 0
+        if all(now >= self._deadline_of(stat) for stat in found):
+            # One by one they could fork faster than they are found.
+            cgroups.kill(marks.cgroup)
         wish = now + self._pause
         self._pause = min(self._pause * 2, LAST_STEP_S)
         for stat in found:
@@ -144,6 +148,14 @@ def sweep(marks: Marks, *, grace_s: float, waiter: Waiter | None = None) -> tupl
             again = sweeper.step(time.monotonic())
             waiter.wait_until(lambda moment=again: time.monotonic() >= moment, again)  # type: ignore[misc]
     return sweeper.stuck
+
+
+def end_group(marks: Marks, *, grace_s: float) -> tuple[StuckProcess, ...]:
+    """`sweep`, and its cgroup is removed: nobody of the group is there any more to need it."""
+    stuck = sweep(marks, grace_s=grace_s)
+    if not stuck:
+        cgroups.remove(marks.cgroup)
+    return stuck
 
 
 def reap_orphans(keep: Container[int]) -> None:
@@ -196,12 +208,3 @@ def _below(ancestors: Iterable[int], everything: Iterable[ProcessStat]) -> set[i
                 todo.append(pid)
     return found - roots
 
-
-def _in_cgroup(folder: str) -> set[int]:
-    found: set[int] = set()
-    if not folder:
-        return found
-    for path in Path(folder).glob("**/cgroup.procs"):
-        with contextlib.suppress(OSError):
-            found.update(int(pid) for pid in path.read_text(encoding="ascii").split())
-    return found
