@@ -89,7 +89,7 @@ def own_home() -> Path | None:
     folder = folder_of("self")
     if folder is None or not os.access(folder, os.W_OK) or not os.access(folder / _MEMBERS, os.W_OK):
         return None
-    if os.path.isdir(_SYSTEMD) and not _is_delegated(folder):
+    if Path(_SYSTEMD).is_dir() and not _is_delegated(folder):
         return None
     return folder
 
@@ -102,9 +102,10 @@ def folder_of(pid: int | str, mounts: str = "/proc/self/mountinfo") -> Path | No
         if kind.startswith("cgroup2 "):
             root, where = fields.split(" ")[3:5]
             relative = os.path.relpath(path, root)
+            folder = Path(where, relative)
             # Outside of what is mounted here, or deleted.
-            if path and not relative.startswith("..") and os.path.isdir(folder := f"{where}/{relative}"):
-                return Path(os.path.normpath(folder))
+            if path and not relative.startswith("..") and folder.is_dir():
+                return folder
     return None
 
 
