@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from agentd.api.errors import AgentError
-from agentd.api.types import TERMINAL, LogsRequest, NodeStatus, RunStatus
+from agentd.api.types import TERMINAL, LogsRequest, NodeStatus, Phase, RunStatus
 from agentd.v1 import agent_service_pb2 as service
 from agentd_client import calls
 from agentd_client.failures import StillRunning
@@ -78,6 +78,9 @@ class _Follower:
                 yield from self._take(event, now)
             if now >= self._deadline and not self._watching.over:
                 raise StillRunning(self._place.run_id, self._options.wait_s or 0.0, self._phase())
+        if self._watching.latest is not None:
+            for node in (yield from self._starting.learn(self._watching.latest)):
+                self._follow_too(node, now)
         yield from self._drain_logs(now)
         report = yield from self._last_report()
         yield Emit(RunOver(report=report))
@@ -103,9 +106,7 @@ class _Follower:
         elif event.key.startswith(START_PREFIX):
             node = yield from self._starting.take(event, now, formed=self._round > 0)
             if node is not None:
-                self._watching.add_node(node, now)
-                if self._logs:
-                    self._logs.add_node(node, now)
+                self._follow_too(node, now)
         elif self._logs and event.key.startswith(LOGS_PREFIX):
             yield from self._logs.take(event, now)
 
@@ -118,13 +119,16 @@ class _Follower:
                 if self._is_stranger(stranger):
                     node = Node(stranger.name or stranger.node_id, stranger.address)
                     self._nodes.append(node)
-                    self._watching.add_node(node, now)
-                    if self._logs:
-                        self._logs.add_node(node, now)
+                    self._follow_too(node, now)
         if status.round != self._round:
             self._round = status.round
             if self._logs:
                 self._logs.round_changed(now)
+
+    def _follow_too(self, node: Node, now: float) -> None:
+        self._watching.add_node(node, now)
+        if self._logs:
+            self._logs.add_node(node, now)
 
     def _is_stranger(self, status: NodeStatus) -> bool:
         return bool(status.address) and not (
@@ -211,15 +215,26 @@ class _Starting:
         name = event.key.removeprefix(START_PREFIX)
         match event:
             case Arrived(_, service.RunResponse() as answer):
-                self._due.pop(name, None)
-                yield Emit(NodeStarted(node=name, status=calls.start_of(answer).status))
-                return self.waiting.pop(name)
+                return (yield from self._started(name, calls.start_of(answer).status))
             case Ended(_, AgentError() as error) if is_absence(error):
                 self._pauses[name] = min(self._pauses[name] * 1.5, _LONGEST_PAUSE_S)
                 self._due[name] = now + self._pauses[name]
             case Ended(_, AgentError() as error):
                 yield from self._refused(name, error, formed=formed)
         return None
+
+    def learn(self, status: RunStatus) -> Plan[list[Node]]:
+        """Nodes that had a part in the run by its end: the hub's word has overtaken their own answers."""
+        joined = {node.name for node in status.nodes if node.phase is not Phase.LOST}
+        found = [node for node in self.waiting.values() if node.name in joined]
+        for node in found:
+            yield from self._started(node.name, status)
+        return found
+
+    def _started(self, name: str, status: RunStatus) -> Plan[Node]:
+        self._due.pop(name, None)
+        yield Emit(NodeStarted(node=name, status=status))
+        return self.waiting.pop(name)
 
     def _refused(self, name: str, error: AgentError, *, formed: bool) -> Plan[None]:
         """A late refusal ends a run that waits for this node; one that goes on without it stays."""

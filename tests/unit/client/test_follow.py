@@ -46,7 +46,7 @@ from tests.unit.client.scripted import Scripted
 A, B = node_of("a"), node_of("b")
 HUB = "a:7460"
 WATCH_A, WATCH_B = "watch:a:7460", "watch:b:7460"
-LOGS_A = "logs:a:7460"
+LOGS_A, LOGS_B = "logs:a:7460", "logs:b:7460"
 
 
 def node(name: str, phase: Phase = Phase.RUNNING, *, pid: int = 0) -> NodeStatus:
@@ -226,6 +226,42 @@ def test_a_missing_node_is_asked_again_by_the_same_request_until_it_takes_the_ru
     assert report.status.phase is Phase.SUCCEEDED
 
 
+def test_a_node_whose_answer_the_end_has_overtaken_is_told_and_its_output_read() -> None:
+    output = LogChunk(
+        role="default", round=1, rank=1, local_rank=0, stream=LogStream.STDOUT, offset=0, data=b"b's\n"
+    )
+    _, driver = follower(
+        [
+            (0.1, told(WATCH_A, run(Phase.RENDEZVOUS, nodes=(node("a"),)))),
+            (0.1, finished()),
+            (0.7, told(WATCH_A, run(Phase.SUCCEEDED, nodes=(node("a"), node("b", Phase.SUCCEEDED))))),
+            (0.1, p.Arrived(LOGS_B, service.LogsResponse(chunk=convert.log_chunk_to_message(output)))),
+            (0.1, finished(LOGS_B)),
+        ],
+        A,
+        B,
+        launched=launched_without_b(),
+        logs=LogsRequest(run_id="r", follow=True),
+    )
+    assert [call.target for call in driver.opened if call.method.name == "Run"] == ["b:7460"]
+    assert [event.node for event in driver.emitted if isinstance(event, NodeStarted)] == ["b"]
+    assert [event.chunk.data for event in driver.emitted if isinstance(event, LogReceived)] == [b"b's\n"]
+    assert isinstance(driver.emitted[-1], RunOver)
+
+
+def test_a_node_that_never_came_has_not_taken_the_run() -> None:
+    _, driver = follower(
+        [
+            (0.1, told(WATCH_A, run(Phase.RENDEZVOUS, nodes=(node("a"),)))),
+            (0.1, told(WATCH_A, run(Phase.FAILED, nodes=(node("a"), node("b", Phase.LOST))))),
+        ],
+        A,
+        B,
+        launched=launched_without_b(),
+    )
+    assert not [event for event in driver.emitted if isinstance(event, NodeStarted)]
+
+
 def test_a_late_refusal_ends_a_run_that_waits_for_that_node() -> None:
     events: list[tuple[float, p.StreamEvent]] = [
         (0.1, told(WATCH_A, RunStatus(run_id="r", incarnation=7, phase=Phase.RENDEZVOUS, from_hub=True))),
@@ -248,9 +284,9 @@ def chunk(offset: int, data: bytes) -> p.Arrived:
     return p.Arrived(LOGS_A, service.LogsResponse(chunk=convert.log_chunk_to_message(piece)))
 
 
-def finished() -> p.Arrived:
+def finished(key: str = LOGS_A) -> p.Arrived:
     return p.Arrived(
-        LOGS_A, service.LogsResponse(end=service.StreamEnd(cause=service.STREAM_END_CAUSE_FINISHED))
+        key, service.LogsResponse(end=service.StreamEnd(cause=service.STREAM_END_CAUSE_FINISHED))
     )
 
 
