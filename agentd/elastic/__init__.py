@@ -15,6 +15,7 @@ from agentd.elastic.agent.server import (
     WorkerSpec,
     WorkerState,
 )
+from agentd.elastic.current_round import StaleRoundError, assert_current_round
 from agentd.elastic.multiprocessing import (
     DefaultLogsSpecs,
     LogsSpecs,
@@ -51,12 +52,14 @@ __all__ = [
     "RunResult",
     "SignalException",
     "SimpleElasticAgent",
+    "StaleRoundError",
     "Std",
     "StopRequested",
     "Worker",
     "WorkerGroup",
     "WorkerSpec",
     "WorkerState",
+    "assert_current_round",
     "get_rendezvous_handler",
     "record",
     "start_processes",
