@@ -47,7 +47,12 @@ class FormerRun:
     def end(self) -> None:
         """End the groups that could have gone on. Waits for it: use a thread."""
         for group in self.groups:
-            tree.sweep(tree.Marks(token=group.spec.token, sessions=group.sessions), grace_s=GRACE_S)
+            marks = tree.Marks(token=group.spec.token, sessions=group.sessions, cgroup=group.spec.cgroup)
+            tree.end_group(marks, grace_s=GRACE_S)
+
+    def has_others(self, node_id: str) -> bool:
+        """Whether a node besides this one has, or is to have, a part in it, as far as was known here."""
+        return len(self.row.spec.nodes) > 1 or any(node.node_id != node_id for node in self.row.status.nodes)
 
     @property
     def request(self) -> RunRequest:

@@ -47,6 +47,7 @@ from agentd.groups.board import Board, RunKey
 from agentd.groups.conditions import Conditions
 from agentd.groups.devices import DeviceBook
 from agentd.groups.journal import Journal
+from agentd.groups.farewell import tell_gone
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Rendezvous
 from agentd.groups.records import ForgetRun, GroupRow, RunRow
@@ -505,7 +506,8 @@ class Registry:
 
     async def _rejoin(self, former: FormerRun) -> None:
         row = former.row
-        if row.spec.no_rejoin and former.lost and not former.groups:
+        stays_out = bool(row.spec.no_rejoin and former.lost and not former.groups)
+        if stays_out and (row.hub_address or not former.has_others(self._node_id)):
             self._lose(former, f"{former.what_happened}, and the run asks for no rejoin")
             return
         if not row.hub_address:
@@ -515,21 +517,31 @@ class Registry:
         self._journal.post(
             *(history.group_lost(row, role, former.what_happened, now) for role in former.lost)
         )
-        if former.groups:
-            await self._go_on(former)
+        if stays_out:
+            # It is the hub of others, who go on without this node's part.
+            await self._go_on(former, ())
+        elif former.groups:
+            await self._go_on(former, await self._plans_beside(former))
         else:
             await self._begin(former.request, former.logs)
         if wish := read_wish(row.wish, row.incarnation):
             self._carry_out(self._live[row.run_id, row.incarnation], wish)
 
-    async def _go_on(self, former: FormerRun) -> None:
-        """Take the run's groups over, and begin those that had not begun or cannot go on."""
+    async def _plans_beside(self, former: FormerRun) -> tuple[RolePlan, ...]:
+        """For the groups that had not begun or cannot go on."""
+        begun = {group.spec.role for group in former.groups}
+        if not former.roles - begun:
+            return ()
+        return tuple(plan for plan in await self._plan(former.request) if plan.role.role not in begun)
+
+    async def _go_on(self, former: FormerRun, plans: tuple[RolePlan, ...]) -> None:
+        """Take the run's groups over, and begin others."""
         row, begun = former.row, {group.spec.role for group in former.groups}
-        plans: tuple[RolePlan, ...] = ()
-        if former.roles - begun:
-            plans = tuple(p for p in await self._plan(former.request) if p.role.role not in begun)
         part = replace(
             await self._make_part(former.request, plans), started_at=row.status.started_at or time.time()
+            if row.hub_address:
+                address = await self._advertise(row.hub_address)
+                self._in_background(tell_gone(self._rendezvous, row, address))
         )
         roles = [role for role in row.spec.roles if role.role in begun]
         self._devices.reserve(

@@ -315,16 +315,33 @@ def test_a_node_rejoins_its_run_after_a_reboot_and_tells_what_was_lost(tmp_path:
         stopped(nodes, [process.pid for process in processes(nodes)])
 
 
-def test_a_run_without_rejoin_is_lost_with_a_reboot_and_says_so(tmp_path: Path) -> None:
+def test_a_run_without_rejoin_is_lost_with_a_reboot_and_its_hub_goes_on_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with fleet(tmp_path, "a", "b") as nodes:
-        begin(nodes, folder, "--no-rejoin")
+        begin(nodes, folder, "--no-rejoin", "--nnodes", "1:2")
         reboot(nodes, "b")
         nodes.again("b")
         assert listed_phase(nodes, "b") == "lost"
         listed = agentctl("ps", "--all", "--nodes", nodes["b"].target).stdout
         assert "the machine was started again, and the run asks for no rejoin" in listed
+        # Long before the re-attach window ends, in which the hub would wait for the node.
+        wait_until(lambda: len(starts(folder)) == 6, PATIENCE_S / 2)
+        assert nodes.status("r", "a")["membership_changes"] == 1
+        assert {worker["node"] for worker in nodes.workers("r")} == {"a"}
         assert agentctl("stop", "r", "--wait", "--nodes", nodes["a"].target).returncode == 0
+
+
+def test_a_rebooted_hub_without_rejoin_is_still_the_hub_of_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with fleet(tmp_path, "a", "b") as nodes:
+        begin(nodes, folder, "--no-rejoin", "--nnodes", "1:2")
+        reboot(nodes, "a")
+        nodes.again("a")
+        wait_until(lambda: len(starts(folder)) == 6, PATIENCE_S / 2)
+        wait_until(lambda: len(nodes.workers("r")) == 2, PATIENCE_S)
+        assert nodes.phase("r") == "PHASE_RUNNING"
+        assert {worker["node"] for worker in nodes.workers("r")} == {"b"}
+        stopped(nodes, [int(worker["pid"]) for worker in nodes.workers("r")])
 
 
 @pytest.mark.parametrize(
