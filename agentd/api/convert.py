@@ -92,6 +92,7 @@ def run_spec_to_message(spec: types.RunSpec) -> run.RunSpec:
         no_rejoin=spec.no_rejoin,
         external_agents=spec.external_agents,
         on_isolation=_ISOLATIONS[spec.on_isolation],
+        controller_lease=_optional_duration(spec.controller_lease),
     )
 
 
@@ -114,6 +115,7 @@ def run_spec_from_message(message: run.RunSpec) -> types.RunSpec:
         on_isolation=_enum_from_message(
             _ISOLATIONS, message.on_isolation, types.IsolationPolicy.KEEP, "on_isolation"
         ),
+        controller_lease=_duration_field(message, "controller_lease"),
     )
 
 
@@ -265,6 +267,7 @@ def run_status_to_message(status: types.RunStatus) -> run.RunStatus:
         finished_at=timestamp_to_message(status.finished_at),
         labels=dict(status.labels),
         hub_unreachable_since=timestamp_to_message(status.hub_unreachable_since),
+        controller_lease_until=timestamp_to_message(status.controller_lease_until),
     )
 
 
@@ -294,6 +297,7 @@ def run_status_from_message(message: run.RunStatus) -> types.RunStatus:
         finished_at=timestamp_from_message(message.finished_at),
         labels=dict(message.labels),
         hub_unreachable_since=timestamp_from_message(message.hub_unreachable_since),
+        controller_lease_until=timestamp_from_message(message.controller_lease_until),
     )
 
 
@@ -380,6 +384,21 @@ def _worker_status_from_message(message: run.WorkerStatus) -> types.WorkerStatus
         signal=message.signal if message.HasField("signal") else None,
         started_at=timestamp_from_message(message.started_at),
         log_dir=message.log_dir,
+    )
+
+
+def controller_lease_to_message(lease: types.ControllerLease) -> service.RenewLeaseResponse:
+    """The answer to a renewal."""
+    return service.RenewLeaseResponse(
+        controller_lease=duration_to_message(lease.duration), until=timestamp_to_message(lease.until)
+    )
+
+
+def controller_lease_from_message(message: service.RenewLeaseResponse) -> types.ControllerLease:
+    """The lease of a renewal's answer."""
+    return types.ControllerLease(
+        duration=duration_from_message(message.controller_lease, "controller_lease"),
+        until=timestamp_from_message(message.until),
     )
 
 

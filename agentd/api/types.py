@@ -142,6 +142,8 @@ class RunSpec:
     external_agents: bool = False
     """Its members are agents of the elastic library in processes of their own; roles have a name only."""
     on_isolation: IsolationPolicy = IsolationPolicy.KEEP
+    controller_lease: float | None = None
+    """The run is stopped when nobody has renewed it for so long. None: nobody needs to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +238,18 @@ class RunStatus:
     labels: Mapping[str, str] = field(default_factory=dict)
     hub_unreachable_since: float = 0.0
     """Of the node that gave this: when its hub stopped to answer. 0: it answers."""
+    controller_lease_until: float = 0.0
+    """When a run with a controller lease is stopped unless it is renewed, by the hub's clock. 0: never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerLease:
+    """How long a run lives that nobody renews any more."""
+
+    duration: float
+    """From one renewal to the end, as the run's spec has it."""
+    until: float
+    """When it ends unless it is renewed before, by the hub's clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,8 @@ MAX_STRING = 131_071
 """Bytes of one argument or variable that the kernel hands to a program."""
 MAX_DURATION = 366 * 86_400.0
 MAX_REQUEST_ID = 128
+SHORTEST_LEASE = 1.0
+"""Seconds a controller has at least to renew its lease."""
 MAX_INCARNATION = (1 << 53) - 1
 """Exact in every JSON; as milliseconds, far beyond any clock. Each use of an id goes above the last."""
 
@@ -68,6 +70,10 @@ def validate(spec: RunSpec) -> None:
         _check_range("max_membership_changes", spec.max_membership_changes, 0, MAX_RESTARTS)
     _check_duration("stop_grace", spec.stop_grace, zero=True)
     _check_duration("monitor_interval", spec.monitor_interval)
+    _check_duration("controller_lease", spec.controller_lease)
+    if spec.controller_lease is not None and spec.controller_lease < SHORTEST_LEASE:
+        problem = f"{spec.controller_lease:g} s leaves no time to renew it; give {SHORTEST_LEASE:g} s or more"
+        raise InvalidSpec("controller_lease", problem)
     check_environment("labels", spec.labels)
 
 

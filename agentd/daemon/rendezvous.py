@@ -9,7 +9,7 @@ from typing import Any
 
 from agentd import __version__
 from agentd.api.errors import RunNotFound, StaleIncarnation
-from agentd.api.types import Failure, Phase, RunSpec, RunStatus
+from agentd.api.types import ControllerLease, Failure, Phase, RunSpec, RunStatus
 from agentd.core import defaults
 from agentd.groups.ports import Listener, Session
 from agentd.hub.hub import Hub
@@ -54,6 +54,10 @@ class NodeRendezvous:
     ) -> None:
         """Ask the hub for the end of a run."""
         await self._link(hub_address).terminate(run_id, incarnation, grace, reason)
+
+    async def renew_lease(self, hub_address: str, run_id: str, incarnation: int) -> ControllerLease:
+        """Tell the hub that somebody looks after a run."""
+        return await self._link(hub_address).renew_lease(run_id, incarnation)
 
     def session(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from agentd.api.errors import AgentError, HubUnreachable
-from agentd.api.types import Failure, RunSpec, RunStatus
+from agentd.api.types import ControllerLease, Failure, RunSpec, RunStatus
 from agentd.core.assignment import Assignment
 from agentd.core.contact import Contact
 from agentd.hub.messages import MemberState, RunFinished
@@ -82,6 +82,9 @@ class Rendezvous(Protocol):
         self, hub_address: str, run_id: str, incarnation: int, grace: float | None, reason: str
     ) -> None:
         """Ask the hub for the end of a run."""
+
+    async def renew_lease(self, hub_address: str, run_id: str, incarnation: int) -> ControllerLease:
+        """Tell the hub that somebody looks after a run. Raises `NoControllerLease`, `RunEnded`."""
 
     def session(
         self,

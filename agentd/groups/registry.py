@@ -30,6 +30,7 @@ from agentd.api.errors import (
 )
 from agentd.api.types import (
     TERMINAL,
+    ControllerLease,
     GroupRef,
     Phase,
     RunRequest,
@@ -269,6 +270,17 @@ class Registry:
             raise NotRunning(run_id, status.phase.value)
         self._journal.post(history.signal_sent(run.status, signum, reached, caller, time.time()))
         return reached
+
+    async def renew_lease(self, run_id: str, incarnation: int = 0) -> ControllerLease:
+        """Tell the run's hub that somebody looks after it. Raises `NoControllerLease`, `RunEnded`."""
+        status = self._board.get(run_id, incarnation)
+        key = status.run_id, status.incarnation
+        run = self._live.get(key)
+        hub_address = run.part.hub_address if run else self._ended[key].hub_address
+        if run is None and not hub_address:
+            raise RunEnded(run_id, status.phase.value)
+        # Also of a run that this node has left: the others may go on.
+        return await self._rendezvous.renew_lease(hub_address, *key)
 
     async def forget(self, key: RunKey, remove: Callable[[], Awaitable[None]]) -> bool:
         """Show an ended run no longer, once `remove` has cleared the disk of it. False: it lives."""
@@ -559,7 +571,10 @@ class Registry:
         self._show_ended(row, status, former.logs)
 
     def _show_ended(self, row: RunRow, status: RunStatus, logs: tuple[WorkerLog, ...]) -> None:
-        self._remember((row.run_id, row.incarnation), _Ended(row.request_id, logs, stuck=False))
+        self._remember(
+            (row.run_id, row.incarnation),
+            _Ended(row.request_id, logs, stuck=False, hub_address=row.hub_address),
+        )
         self._board.publish(status)
 
     # --- what runs tell
@@ -576,7 +591,7 @@ class Registry:
         self._devices.release(run.part.spec.run_id)
         if run.conclusion is not None:
             self._keep(run.conclusion)
-        self._remember(key, _Ended(run.part.request_id, run.worker_logs(), run.stuck))
+        self._remember(key, _Ended(run.part.request_id, run.worker_logs(), run.stuck, run.part.hub_address))
 
     def _remember(self, key: RunKey, ended: _Ended) -> None:
         self._ended[key] = ended

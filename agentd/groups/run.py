@@ -291,6 +291,7 @@ class NodeRun:
                 first_failure=finished.first_failure or self._hub.first_failure,
                 missing=(),
                 spares=(),
+                controller_lease_until=0.0,
             )
         self._refresh()
 

@@ -2,7 +2,8 @@
 
     FORMING -> RUNNING <-> STOPPING -> FORMING, and from each of them ENDING -> ENDED
 
-`rounds` forms, stops and ends; `reports` hears members; `sessions` hears of nodes; `ranks` seats them.
+`rounds` forms, stops and ends; `reports` hears members; `sessions` hears of nodes; `ranks` seats them;
+`lease` ends what nobody looks after.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from agentd.api.types import Phase
-from agentd.hub import reports, sessions
+from agentd.hub import lease, reports, rounds, sessions
 from agentd.hub.plan import RunPlan
 from agentd.hub.ranks import assign
 from agentd.hub.rounds import advance, due, finish, hasten
@@ -29,6 +30,7 @@ from agentd.hub.state import (
     Place,
     Publish,
     Received,
+    Renewed,
     RunState,
     StreamEnded,
     Terminated,
@@ -41,6 +43,7 @@ __all__ = ["begin", "due", "refusal", "step"]
 
 def begin(plan: RunPlan, now: float, record: HubRecord | None = None) -> RunState:
     """A run without members: a new one, or one whose hub has only its record left."""
+    renewal = lease.granted(plan, now, record)
     record = record or HubRecord()
     state = RunState(
         plan=plan,
@@ -52,6 +55,7 @@ def begin(plan: RunPlan, now: float, record: HubRecord | None = None) -> RunStat
         outcome=record.outcome,
         reason=record.reason,
         join_deadline=now + plan.join_timeout,
+        renewal=renewal,
     )
     if not record.members:
         return state
@@ -122,6 +126,12 @@ def _waiting_for_the_last_round(state: RunState, now: float) -> RunState:
     )
 
 
+def due(state: RunState) -> float | None:
+    """When a tick has something to do though nothing happens."""
+    times = (rounds.due(state), lease.ends_at(state))
+    return min((at for at in times if at is not None), default=None)
+
+
 def step(state: RunState, event: Event, now: float) -> tuple[RunState, tuple[Effect, ...]]:
     """The state after an event, and what to do about it, in order."""
     turn = Turn(state, now)
@@ -136,9 +146,12 @@ def step(state: RunState, event: Event, now: float) -> tuple[RunState, tuple[Eff
             sessions.silent(turn, node_id, epoch)
         case Terminated(grace, reason):
             _terminate(turn, grace, reason)
+        case Renewed(time):
+            lease.renew(turn, time)
         case _:
             if state.beat not in (Beat.ENDING, Beat.ENDED):
                 sessions.expire(turn)
+            lease.expire(turn)
     advance(turn)
     if turn.state is not state:
         turn.emit(Publish())

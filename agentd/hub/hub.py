@@ -11,8 +11,8 @@ import time
 from collections import OrderedDict
 from typing import NamedTuple
 
-from agentd.api.errors import RunNotFound, StaleIncarnation
-from agentd.api.types import RunSpec, RunStatus
+from agentd.api.errors import RunEnded, RunNotFound, StaleIncarnation
+from agentd.api.types import ControllerLease, RunSpec, RunStatus
 from agentd.hub.messages import SessionHello
 from agentd.hub.observer import OwnTime
 from agentd.hub.plan import make_plan
@@ -99,6 +99,13 @@ class Hub:
             return run.status
         run.terminate(grace, reason)
         return run.status()
+
+    def renew_lease(self, run_id: str, incarnation: int = 0) -> ControllerLease:
+        """Take note that somebody looks after a run. Raises `NoControllerLease`, `RunEnded`."""
+        run = self._find(run_id, incarnation)
+        if isinstance(run, Tombstone):
+            raise RunEnded(run_id, run.status.phase.value)
+        return run.renew_lease()
 
     @property
     def live_runs(self) -> tuple[RunKey, ...]:

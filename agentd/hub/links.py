@@ -12,7 +12,7 @@ from agentd.api import convert
 from agentd.api.channel import CLIENT_OPTIONS
 from agentd.api.errors import AgentError, Unreachable
 from agentd.api.errwire import RpcFailure, from_rpc_error
-from agentd.api.types import RunStatus
+from agentd.api.types import ControllerLease, RunStatus
 from agentd.hub.codec import (
     described_from_message,
     hello_to_message,
@@ -65,6 +65,9 @@ class HubLink(Protocol):
     async def terminate(self, run_id: str, incarnation: int, grace: float | None, reason: str) -> RunStatus:
         """Ask for the end of the run on every node."""
 
+    async def renew_lease(self, run_id: str, incarnation: int) -> ControllerLease:
+        """Say that somebody looks after the run."""
+
 
 class LocalHubLink:
     """The hub of this very process."""
@@ -88,6 +91,10 @@ class LocalHubLink:
     async def terminate(self, run_id: str, incarnation: int, grace: float | None, reason: str) -> RunStatus:
         """End the run on every node."""
         return self._hub.terminate(run_id, incarnation, grace, reason)
+
+    async def renew_lease(self, run_id: str, incarnation: int) -> ControllerLease:
+        """Say that somebody looks after the run."""
+        return self._hub.renew_lease(run_id, incarnation)
 
 
 def insecure_channel(address: str) -> grpc.aio.Channel:
@@ -130,6 +137,14 @@ class GrpcHubLink:
             request.grace.CopyFrom(convert.duration_to_message(grace))
         answer = await self._call("Terminate", request)
         return convert.run_status_from_message(answer.status)
+
+    async def renew_lease(self, run_id: str, incarnation: int) -> ControllerLease:
+        """Say that somebody looks after the run, as any caller says it to the hub's node."""
+        request = service.RenewLeaseRequest(run_id=run_id, incarnation=incarnation)
+        answer = await call_once(
+            self._address, self._channel_factory, AgentServiceStub, "RenewLease", request
+        )
+        return convert.controller_lease_from_message(answer)
 
     async def _call(self, method: str, request: Any) -> Any:
         return await call_once(self._address, self._channel_factory, RendezvousServiceStub, method, request)

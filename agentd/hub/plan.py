@@ -33,6 +33,8 @@ class RunPlan:
     join_timeout: float
     last_call: float
     stop_grace: float
+    controller_lease: float | None = None
+    """None: nobody needs to renew the run."""
 
     @property
     def answer_limit(self) -> float:
@@ -80,6 +82,7 @@ def make_plan(
         join_timeout=_or(rendezvous.join_timeout, defaults.JOIN_TIMEOUT),
         last_call=_or(rendezvous.last_call, defaults.LAST_CALL),
         stop_grace=_or(spec.stop_grace, defaults.STOP_GRACE),
+        controller_lease=spec.controller_lease,
     )
 
 

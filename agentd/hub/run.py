@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from agentd.api.errors import StaleSession
-from agentd.api.types import TERMINAL, RunStatus
-from agentd.hub import core
+from agentd.api.errors import NoControllerLease, RunEnded, StaleSession
+from agentd.api.types import TERMINAL, ControllerLease, RunStatus
+from agentd.hub import core, lease
 from agentd.hub.messages import HubLeaving, MemberFailed, MemberMessage, RunView, SessionHello
 from agentd.hub.plan import RunPlan
 from agentd.hub.session import HubSession
@@ -31,6 +31,7 @@ from agentd.hub.state import (
     Journal,
     NodeSilent,
     Received,
+    Renewed,
     Send,
     StreamEnded,
     Terminated,
@@ -99,7 +100,12 @@ class HubRun:
     def status(self) -> RunStatus:
         """The run as a whole, built once for each change."""
         if self._status is None:
-            self._status = run_status(self._state, revision=self._revision, finished_at=self._finished_at)
+            self._status = run_status(
+                self._state,
+                revision=self._revision,
+                finished_at=self._finished_at,
+                lease_until=self._lease_until(),
+            )
         return self._status
 
     def join_deadline(self) -> float:
@@ -129,9 +135,22 @@ class HubRun:
         """End the run everywhere; asked again, it may only shorten the grace."""
         self.post(Terminated(grace, reason))
 
+    def renew_lease(self) -> ControllerLease:
+        """Take note that somebody looks after the run. Raises `NoControllerLease`, `RunEnded`."""
+        spec, outcome = self.plan.spec, self._state.outcome
+        if self.plan.controller_lease is None:
+            raise NoControllerLease(spec.run_id)
+        if outcome is not None:
+            raise RunEnded(spec.run_id, outcome.value)
+        self.post(Renewed(time.time()))
+        return ControllerLease(duration=self.plan.controller_lease, until=self._lease_until())
+
     def tick(self, lease_judged: bool) -> None:
         """Let the core see the time, and judge who is silent if this process was not held up itself."""
-        if not lease_judged or self.ended:
+        if self.ended:
+            return
+        if not lease_judged:
+            self._lease_grew()
             return
         now = self._own_time()
         for session in [s for s in self._sessions.values() if now - s.heard_at > self.plan.lease]:
@@ -180,6 +199,18 @@ class HubRun:
             self._status = None
         if self._writing is None:
             self._drain()
+
+    def _lease_until(self) -> float:
+        """Wall-clock time at which the controller lease ends; 0 if there is none."""
+        end = lease.ends_at(self._state)
+        return 0.0 if end is None else time.time() + end - self._own_time()
+
+    def _lease_grew(self) -> None:
+        """This process was held up, so the lease ends later than was shown."""
+        if lease.ends_at(self._state) is not None and not self._closed:
+            self._revision += 1
+            self._status = None
+            self._show()
 
     def _overdue(self, message: MemberMessage) -> frozenset[str]:
         if not isinstance(message, MemberFailed) or self._state.beat is not Beat.RUNNING:

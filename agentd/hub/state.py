@@ -95,6 +95,16 @@ class TimedFailure(NamedTuple):
     at: float
 
 
+class Renewal(NamedTuple):
+    """The newest sign of whoever looks after a run with a controller lease."""
+
+    at: float
+    time: float
+    """The same by the wall clock, for people."""
+    instead: str
+    """What began the lease when nobody has renewed it yet; else empty."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedMember:
     """A member that may run something of the recorded round, for a hub that has only its record."""
@@ -174,6 +184,9 @@ class RunState:
     """Silent nodes of a round that failed. The failure counts only if none of them turns out lost."""
     suspect_lost: bool = False
 
+    renewal: Renewal | None = None
+    """None: the run has no controller lease."""
+
     outcome: Phase | None = None
     end_grace: float | None = None
 
@@ -223,11 +236,18 @@ class Terminated:
 
 
 @dataclass(frozen=True, slots=True)
+class Renewed:
+    """Somebody renewed the controller lease, at this wall-clock time."""
+
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
 
-Event: TypeAlias = Attached | Received | StreamEnded | NodeSilent | Terminated | Tick
+Event: TypeAlias = Attached | Received | StreamEnded | NodeSilent | Terminated | Renewed | Tick
 
 
 @dataclass(frozen=True, slots=True)

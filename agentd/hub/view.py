@@ -23,7 +23,9 @@ _PHASES = {
 }
 
 
-def run_status(state: RunState, *, revision: int = 0, finished_at: float = 0.0) -> RunStatus:
+def run_status(
+    state: RunState, *, revision: int = 0, finished_at: float = 0.0, lease_until: float = 0.0
+) -> RunStatus:
     """The whole run, with each node and group but no worker: those only their node knows."""
     plan = state.plan
     phase = run_phase(state)
@@ -49,6 +51,7 @@ def run_status(state: RunState, *, revision: int = 0, finished_at: float = 0.0) 
         started_at=plan.started_at,
         finished_at=finished_at,
         labels=plan.spec.labels,
+        controller_lease_until=lease_until,
     )
 
 

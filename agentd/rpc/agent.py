@@ -92,6 +92,10 @@ class AgentServicer(AgentServiceServicer):
         )
         return pb.SignalResponse(ranks=ranks)
 
+    async def RenewLease(self, request: pb.RenewLeaseRequest, context: Context) -> pb.RenewLeaseResponse:
+        lease = await self._runs.renew_lease(request.run_id, request.incarnation)
+        return convert.controller_lease_to_message(lease)
+
     async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> pb.GetNodeResponse:
         return convert.node_info_to_message(await self._node.info())
 

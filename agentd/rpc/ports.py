@@ -7,6 +7,7 @@ from typing import Protocol
 
 from agentd.api.history import EndedRunsPage, EventsPage, EventsRequest
 from agentd.api.types import (
+    ControllerLease,
     LogChunk,
     LogsRequest,
     NodeInfo,
@@ -18,7 +19,7 @@ from agentd.api.types import (
 
 
 class Runs(Protocol):
-    """The runs of this node. Only `run`, `stop` and `signal` do anything; the others read snapshots."""
+    """The runs of this node. The verbs `run`, `stop`, `signal` and `renew_lease` do something; the others read snapshots."""
 
     async def run(self, request: RunRequest) -> tuple[RunStatus, bool]: ...
 
@@ -35,6 +36,8 @@ class Runs(Protocol):
     async def signal(
         self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...], caller: str = ""
     ) -> tuple[int, ...]: ...
+
+    async def renew_lease(self, run_id: str, incarnation: int = 0) -> ControllerLease: ...
 
     def health(self, run_id: str, role: str | None) -> bool: ...
 

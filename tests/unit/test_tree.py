@@ -17,7 +17,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 
-PURE = ("agentd/core", "agentd/api", "agentd/hub/core.py", "agentd/hub/messages.py")
+PURE = ("agentd/core", "agentd/api", "agentd/hub/core.py", "agentd/hub/lease.py", "agentd/hub/messages.py")
 # fmt: off
 CLOCKS_AND_IO = frozenset({
     "asyncio", "concurrent", "ctypes", "fcntl", "grpc", "http", "io", "logging", "mmap", "multiprocessing",
