@@ -80,6 +80,8 @@ class _Ended:
     request_id: str
     logs: tuple[WorkerLog, ...]
     stuck: bool
+    hub_address: str = ""
+    """Empty: the hub was here."""
 
 
 class Registry:

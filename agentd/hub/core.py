@@ -15,7 +15,7 @@ from agentd.api.types import Phase
 from agentd.hub import lease, reports, rounds, sessions
 from agentd.hub.plan import RunPlan
 from agentd.hub.ranks import assign
-from agentd.hub.rounds import advance, due, finish, hasten
+from agentd.hub.rounds import advance, finish, hasten
 from agentd.hub.sessions import refusal
 from agentd.hub.state import (
     Attached,

@@ -21,7 +21,9 @@ from agentd.hub.codec import (
 )
 from agentd.hub.hub import Described, Hub
 from agentd.hub.messages import HubMessage, NodeMessage, SessionHello
+from agentd.v1 import agent_service_pb2 as service
 from agentd.v1 import rendezvous_service_pb2 as pb
+from agentd.v1.agent_service_pb2_grpc import AgentServiceStub
 from agentd.v1.rendezvous_service_pb2_grpc import RendezvousServiceStub
 
 T = TypeVar("T")

@@ -22,6 +22,7 @@ class RunPlan:
     hub_node_id: str
     hub_address: str
     started_at: float
+    """When this hub began it, by the wall clock."""
     roles: Mapping[str, int]
     """Role to its place in the spec."""
     expected: Mapping[Member, int]

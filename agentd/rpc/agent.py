@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from agentd.api import convert, historywire
 from agentd.api.errors import InvalidSpec
-from agentd.api.types import LogChunk, RunStatus, StreamEnd
+from agentd.api.types import LogChunk, LogGap, RunStatus, StreamEnd
 from agentd.rpc.paging import page
 from agentd.rpc.ports import Handover, History, Logs, Node, Runs
 from agentd.rpc.streams import OpenStreams, paced
@@ -81,6 +81,8 @@ class AgentServicer(AgentServiceServicer):
                 async for event in answers:
                     if isinstance(event, LogChunk):
                         yield pb.LogsResponse(chunk=convert.log_chunk_to_message(event))
+                    elif isinstance(event, LogGap):
+                        yield pb.LogsResponse(gap=convert.log_gap_to_message(event))
                     elif isinstance(event, StreamEnd):
                         yield pb.LogsResponse(end=convert.stream_end_to_message(event))
                     else:

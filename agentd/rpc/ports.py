@@ -9,6 +9,7 @@ from agentd.api.history import EndedRunsPage, EventsPage, EventsRequest
 from agentd.api.types import (
     ControllerLease,
     LogChunk,
+    LogGap,
     LogsRequest,
     NodeInfo,
     RunRequest,
@@ -19,7 +20,7 @@ from agentd.api.types import (
 
 
 class Runs(Protocol):
-    """The runs of this node. The verbs `run`, `stop`, `signal` and `renew_lease` do something; the others read snapshots."""
+    """The runs of this node. `run`, `stop`, `signal` and `renew_lease` act; the others read snapshots."""
 
     async def run(self, request: RunRequest) -> tuple[RunStatus, bool]: ...
 
@@ -59,7 +60,7 @@ class Handover(Protocol):
 class Logs(Protocol):
     """Worker output of this node."""
 
-    def read(self, request: LogsRequest) -> AsyncIterator[LogChunk | StreamEnd]: ...
+    def read(self, request: LogsRequest) -> AsyncIterator[LogChunk | LogGap | StreamEnd]: ...
 
 
 class Node(Protocol):
