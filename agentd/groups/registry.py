@@ -49,6 +49,7 @@ from agentd.groups.conditions import Conditions
 from agentd.groups.devices import DeviceBook
 from agentd.groups.journal import Journal
 from agentd.groups.farewell import tell_gone
+from agentd.groups.journal import Journal
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Rendezvous
 from agentd.groups.records import ForgetRun, GroupRow, RunRow
@@ -523,6 +524,9 @@ class Registry:
         stays_out = bool(row.spec.no_rejoin and former.lost and not former.groups)
         if stays_out and (row.hub_address or not former.has_others(self._node_id)):
             self._lose(former, f"{former.what_happened}, and the run asks for no rejoin")
+            if row.hub_address:
+                address = await self._advertise(row.hub_address)
+                self._in_background(tell_gone(self._rendezvous, row, address))
             return
         if not row.hub_address:
             address = await self._advertise("")
@@ -553,9 +557,6 @@ class Registry:
         row, begun = former.row, {group.spec.role for group in former.groups}
         part = replace(
             await self._make_part(former.request, plans), started_at=row.status.started_at or time.time()
-            if row.hub_address:
-                address = await self._advertise(row.hub_address)
-                self._in_background(tell_gone(self._rendezvous, row, address))
         )
         roles = [role for role in row.spec.roles if role.role in begun]
         self._devices.reserve(
