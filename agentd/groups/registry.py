@@ -47,7 +47,6 @@ from agentd.groups.admission import Machine, RolePlan, plan_node
 from agentd.groups.board import Board, RunKey
 from agentd.groups.conditions import Conditions
 from agentd.groups.devices import DeviceBook
-from agentd.groups.journal import Journal
 from agentd.groups.farewell import tell_gone
 from agentd.groups.journal import Journal
 from agentd.groups.logs import WorkerLog
