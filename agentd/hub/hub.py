@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from typing import NamedTuple
 
-from agentd.api.errors import RunEnded, RunNotFound, StaleIncarnation
+from agentd.api.errors import RunEnded, RunNotFound, StaleIncarnation, Unreachable
 from agentd.api.types import ControllerLease, RunSpec, RunStatus
 from agentd.hub.messages import SessionHello
 from agentd.hub.observer import OwnTime
@@ -127,6 +127,9 @@ class Hub:
             await run.wait_written()
 
     def _find(self, run_id: str, incarnation: int) -> HubRun | Tombstone:
+        if self._closed:
+            # Its runs are not gone: whoever comes back in this moment is to ask the next agentd.
+            raise Unreachable(self.address or self.node_id, "it is going away")
         key = (run_id, incarnation or self._newest.get(run_id, 0))
         found = self._runs.get(key) or self._tombstones.get(key)
         if found is not None:
