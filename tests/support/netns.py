@@ -71,6 +71,10 @@ class Network:
         """A prefix for commands that reach every node: a machine of its own on the switch."""
         return self._switch.entering(mounts=False)
 
+    def holder(self, name: str) -> int:
+        """The pid that holds the node's namespaces."""
+        return self._nodes[name].pid
+
     def root(self, name: str) -> Path:
         """The node's file system, its own mounts included."""
         return self._nodes[name].root

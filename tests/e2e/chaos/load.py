@@ -1,0 +1,135 @@
+"""The runs of the storm, each with a caller who does not give up: one request id, asked until answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentd.api.errors import AgentError, Code
+from agentd.api.types import (
+    Command,
+    EntrypointKind,
+    IsolationPolicy,
+    RendezvousSpec,
+    RoleSpec,
+    RunRequest,
+    RunSpec,
+    RunStatus,
+)
+from tests.e2e.chaos.book import Book
+from tests.e2e.chaos.plan import Job
+from tests.e2e.chaos.world import World
+
+HEARTBEAT_S = 0.2
+LEASE_S = 1.0
+WINDOW_S = 3.0
+GRACE_S = 0.5
+JOIN_S = 20.0
+PAUSE_S = 0.3
+TRANSIENT = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED})
+
+
+def spec_of(job: Job, program: Path, folder: Path) -> RunSpec:
+    """The run as a caller words it."""
+    command = Command(
+        entrypoint=str(program),
+        arguments=(str(folder), f"{job.work:.2f}", str(job.manner)),
+        kind=EntrypointKind.EXECUTABLE,
+        working_directory=str(folder),
+    )
+    return RunSpec(
+        run_id=job.run_id,
+        roles=(RoleSpec(command=command, local_world_size=job.workers),),
+        nodes=job.nodes,
+        rendezvous=RendezvousSpec(
+            min_members=job.min_members,
+            max_members=len(job.nodes),
+            join_timeout=JOIN_S,
+            last_call=0.5,
+            hub_timeout=JOIN_S,
+            heartbeat=HEARTBEAT_S,
+            lease=LEASE_S,
+            reattach_window=WINDOW_S,
+        ),
+        max_restarts=job.max_restarts,
+        stop_grace=GRACE_S,
+        on_isolation=IsolationPolicy.STOP if job.isolated_stop else IsolationPolicy.KEEP,
+    )
+
+
+@dataclass
+class Caller:
+    """One run, from the wish for it to its end."""
+
+    job: Job
+    world: World
+    book: Book
+    program: Path
+    folder: Path
+
+    async def carry(self) -> None:
+        """Start the run, end it if that is planned, and return once its hub says that it is over."""
+        request = RunRequest(
+            request_id=f"wish for {self.job.run_id}", spec=spec_of(self.job, self.program, self.folder)
+        )
+        status = await self._asked(self.job.hub, self._for(request, self.job.hub))
+        if status is None:
+            self.world.note(f"{self.job.run_id}: refused by its hub")
+            return
+        self.book.begin(self.job, status.incarnation)
+        self.world.note(
+            f"{self.job.run_id}/{status.incarnation} on {self.job.nodes}, hub {self.job.hub}: {self.job}"
+        )
+        others = [node for node in self.job.nodes if node != self.job.hub]
+        asking = [asyncio.create_task(self._asked(node, self._for(request, node, status))) for node in others]
+        if self.job.stop_after is not None:
+            asking.append(asyncio.create_task(self._stop(self.job.stop_after)))
+        try:
+            while not self.book.is_over(self.job.run_id):
+                await asyncio.sleep(PAUSE_S)
+                for task in asking:
+                    if task.done():
+                        task.result()
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        status = self.book.by_hub[self.job.run_id]
+        self.world.note(f"{self.job.run_id} is {status.phase}: {status.reason}")
+
+    def _for(self, request: RunRequest, node: str, first: RunStatus | None = None) -> RunRequest:
+        return RunRequest(
+            request_id=request.request_id,
+            spec=request.spec,
+            incarnation=first.incarnation if first else 0,
+            hub_address=first.hub_address if first else "",
+            node_name=node if node in self.job.nodes else "",
+        )
+
+    async def _asked(self, node: str, request: RunRequest) -> RunStatus | None:
+        """The node's answer, however often it takes. None: it refuses."""
+        client = self.world.places[node].client
+        while not self.book.is_over(self.job.run_id):
+            try:
+                return (await client.run(request)).status
+            except AgentError as error:
+                if error.code not in TRANSIENT:
+                    self.world.note(f"{self.job.run_id}: {node} says {error}")
+                    return None
+            await asyncio.sleep(PAUSE_S)
+        return None
+
+    async def _stop(self, after: float) -> None:
+        """Any node takes the wish."""
+        await asyncio.sleep(after)
+        picked = random.Random(self.job.run_id)
+        while not self.book.is_over(self.job.run_id):
+            node = picked.choice(self.job.nodes)
+            with contextlib.suppress(AgentError):
+                await self.world.places[node].client.stop(self.job.run_id, reason="planned")
+                self.world.note(f"{self.job.run_id}: {node} took the stop")
+                return
+            await asyncio.sleep(PAUSE_S)

@@ -1,0 +1,154 @@
+"""What goes wrong, when and where, and what runs meanwhile: a function of the seed, to be had again.
+
+Which process a fault hits is decided by `pick` among those that are there when it strikes; all else is here.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+
+class Kind(str, enum.Enum):
+    """A way in which a part of the fleet fails."""
+
+    WORKER_KILL = "worker killed"
+    WORKER_FREEZE = "worker stopped"
+    HOST_KILL = "host killed"
+    HOST_FREEZE = "host stopped"
+    AGENTD_KILL = "agentd killed"
+    AGENTD_FREEZE = "agentd stopped"
+    HANDOVER = "agentd hands over"
+    NODE_LOSS = "node lost"
+    PARTITION = "cable pulled"
+    CUT = "one way cut"
+    DISK_FULL = "disk full"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """How often a fault comes beside others, and how many seconds it lasts."""
+
+    weight: int
+    shortest: float = 0.0
+    longest: float = 0.0
+
+
+# Some last shorter than the lease and the window to come back, some longer.
+KINDS: Mapping[Kind, Weight] = {
+    Kind.WORKER_KILL: Weight(26),
+    Kind.WORKER_FREEZE: Weight(10, 0.2, 3.0),
+    Kind.HOST_KILL: Weight(14),
+    Kind.HOST_FREEZE: Weight(8, 0.2, 4.0),
+    Kind.AGENTD_KILL: Weight(10, 0.0, 5.0),
+    Kind.AGENTD_FREEZE: Weight(10, 0.2, 4.0),
+    Kind.HANDOVER: Weight(3, 0.0, 1.0),
+    Kind.NODE_LOSS: Weight(3, 0.0, 5.0),
+    Kind.PARTITION: Weight(9, 0.2, 5.0),
+    Kind.CUT: Weight(5, 0.2, 4.0),
+    Kind.DISK_FULL: Weight(4, 0.5, 4.0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong."""
+
+    number: int
+    at: float
+    """Seconds after the storm began."""
+    kind: Kind
+    node: str
+    peer: str
+    """The other end, where there is one."""
+    lasts: float
+    pick: float
+    """Within [0, 1): which of the processes that it may hit."""
+
+    def __str__(self) -> str:
+        where = f"{self.node} -> {self.peer}" if self.kind is Kind.CUT else self.node
+        lasts = f" for {self.lasts:.2f} s" if self.lasts else ""
+        return f"#{self.number} at {self.at:.2f} s: {self.kind} on {where}{lasts} (pick {self.pick:.3f})"
+
+
+class Manner(str, enum.Enum):
+    """How workers behave."""
+
+    POLITE = "polite"
+    """Ends at SIGTERM."""
+    STUBBORN = "stubborn"
+    """Ignores SIGTERM."""
+    FAMILY = "family"
+    """Has children, one of them in a session of its own."""
+    FAILING = "failing"
+    """Rank 0 fails in the first rounds."""
+    HOPELESS = "hopeless"
+    """Rank 0 fails in every round."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A run."""
+
+    run_id: str
+    hub: str
+    nodes: tuple[str, ...]
+    min_members: int
+    workers: int
+    """On each node."""
+    work: float
+    """Seconds a worker needs in one round."""
+    manner: Manner
+    max_restarts: int
+    stop_after: float | None
+    """Somebody ends it so many seconds after it began."""
+    isolated_stop: bool
+    """Its workers stop when their node is cut off."""
+
+
+def faults(
+    seed: int, nodes: Sequence[str], rate: float, kinds: Sequence[Kind] = tuple(KINDS)
+) -> Iterator[Fault]:
+    """Faults without end, about `rate` a second."""
+    draw = random.Random(f"faults {seed}")
+    weights = [KINDS[kind].weight for kind in kinds]
+    at, number = 0.0, 0
+    while True:
+        number += 1
+        at += draw.expovariate(rate)
+        (kind,) = draw.choices(kinds, weights)
+        node, peer = draw.sample(nodes, 2)
+        lasts = draw.uniform(KINDS[kind].shortest, KINDS[kind].longest)
+        yield Fault(number, at, kind, node, peer, lasts, draw.random())
+
+
+def jobs(seed: int, nodes: Sequence[str]) -> Iterator[Job]:
+    """Runs without end. Some last as long as a storm may, most are over soon."""
+    draw = random.Random(f"jobs {seed}")
+    number = 0
+    while True:
+        number += 1
+        size = draw.randint(2, min(4, len(nodes)))
+        taking_part = tuple(draw.sample(nodes, size))
+        hub = taking_part[0] if draw.random() < 0.8 else draw.choice(nodes)
+        manner = draw.choice(tuple(Manner))
+        yield Job(
+            run_id=f"run{number}",
+            hub=hub,
+            nodes=taking_part,
+            min_members=draw.randint(1, size),
+            workers=draw.randint(1, 2),
+            work=draw.uniform(1.0, 6.0),
+            manner=manner,
+            max_restarts=draw.randint(0, 3) if manner is Manner.HOPELESS else draw.choice((1, 5, 50)),
+            stop_after=draw.uniform(0.5, 10.0) if draw.random() < 0.3 else None,
+            isolated_stop=draw.random() < 0.3,
+        )

@@ -1,0 +1,55 @@
+"""A storm of faults over a fleet of real processes. `make chaos` has one for as long as one wants.
+
+A storm is a function of its seed, up to the timing of the machine: have it again with the seed it prints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.chaos.plan import Kind
+from tests.e2e.chaos.storm import Outcome, Wish, storm
+
+pytestmark = [pytest.mark.root, pytest.mark.netns]
+
+CI_SEED = 4
+
+
+def survive(wish: Wish, root: Path) -> Outcome:
+    """Have the storm; what is wrong is told with all that is needed to have it again."""
+    outcome = asyncio.run(storm(wish, root))
+    print(outcome.summary(wish.seed))
+    if outcome.violations:
+        kept = 60
+        story = [
+            *("violations:", *outcome.violations[:20]),
+            *(f"the last of {len(outcome.log)} lines of what happened:", *outcome.log[-kept:]),
+            f"all of it: {root}/storm.log; what agentds said: {root}/n*/agentd.log",
+            f"again: make chaos SEED={wish.seed} FAULTS={wish.faults}",
+        ]
+        pytest.fail("\n".join(story), pytrace=False)
+    return outcome
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_two_hundred_faults_break_no_promise(tmp_path: Path) -> None:
+    outcome = survive(Wish(seed=CI_SEED), tmp_path)
+    assert sum(outcome.survived.values()) >= 200
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_a_storm_as_asked_for(tmp_path: Path) -> None:
+    seed = int(os.environ.get("SEED") or random.randrange(1_000_000))
+    minutes = float(os.environ.get("MINUTES") or 0)
+    count = int(os.environ.get("FAULTS") or (0 if minutes else 1000))
+    kinds = tuple(Kind[name.strip()] for name in os.environ.get("KINDS", "").split(",") if name.strip())
+    print(f"seed {seed}")
+    wish = Wish(seed=seed, faults=count, seconds=minutes * 60)
+    survive(Wish(**{**vars(wish), "kinds": kinds or wish.kinds}), tmp_path)

@@ -1,0 +1,192 @@
+"""The fleet of the storm: agentds in namespaces, on disks of their own, that can be ended and begun again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agentd.api.errors import AgentError
+from agentd_client.aio import AsyncAgentClient
+from tests.e2e.chaos.observe import Look, Observer
+from tests.support.fleet import BIN
+from tests.support.netns import Network, network
+
+CALL_S = 2.0
+START_S = 40.0
+STOP_S = 60.0
+DISK = "48m"
+RETENTION = "24MiB"
+PORT = 7460
+
+
+@dataclass
+class Place:
+    """A node: its agentd of now, and what ails it."""
+
+    name: str
+    address: str
+    socket: Path
+    state: Path
+    """The state directory, as the node sees it."""
+    seen_state: Path
+    """The same directory from here."""
+    log: Path
+    client: AsyncAgentClient
+    process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+    frozen: bool = False
+    unplugged: bool = False
+    cut_from: set[str] = field(default_factory=set)
+    ailments: set[int] = field(default_factory=set)
+    """Numbers of the faults that keep it from its work, or from others."""
+    well_since: float | None = None
+    fresh: Sequence[str] = ()
+    """What its agentd had open when it began."""
+
+    @property
+    def up(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def fall_ill(self, number: int) -> None:
+        self.ailments.add(number)
+        self.well_since = None
+
+    def get_well(self, number: int) -> None:
+        self.ailments.discard(number)
+
+    def answered(self, now: float) -> None:
+        """Its agentd serves; with nothing else the matter, the node is well from now on."""
+        if self.well_since is None and not self.ailments and self.up:
+            self.well_since = now
+
+    def open_files(self) -> list[str]:
+        """What its agentd holds open."""
+        found: list[str] = []
+        if self.process is not None:
+            folder = f"/proc/{self.process.pid}/fd"
+            for name in os.listdir(folder):
+                with contextlib.suppress(OSError):
+                    found.append(os.readlink(f"{folder}/{name}"))
+        return found
+
+    def files(self) -> list[str]:
+        """Every file of the state directory, by its path in there."""
+        return [
+            str(path.relative_to(self.seen_state)) for path in self.seen_state.rglob("*") if path.is_file()
+        ]
+
+
+@dataclass
+class World:
+    """Everything a fault can reach."""
+
+    net: Network
+    root: Path
+    places: dict[str, Place]
+    observer: Observer
+    look: Look
+    note: Callable[[str], None]
+
+    def see(self) -> Look:
+        """Look anew."""
+        self.look = self.observer.look(time.monotonic())
+        return self.look
+
+    def launch(self, place: Place) -> None:
+        """Begin the node's agentd; `ready` tells when it serves."""
+        assert not place.up
+        command = [
+            *self.net.within(place.name),
+            str(BIN / "agentd"),
+            *("--listen", f"{place.address}:{PORT}", "--listen", f"unix:{place.socket}", "--insecure"),
+            *("--advertise-addr", f"{place.address}:{PORT}"),
+            *("--node-id", place.name, "--state-dir", str(place.state), "--retention-size", RETENTION),
+        ]
+        with place.log.open("ab") as output:
+            place.process = subprocess.Popen(
+                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=self.root
+            )
+        place.starts += 1
+
+    async def ready(self, place: Place) -> None:
+        """Return once the agentd of the node serves. Fails if it ends instead."""
+
+        deadline = time.monotonic() + START_S
+        while True:
+            assert place.up, f"agentd of {place.name} ended at once; see {place.log}"
+            with contextlib.suppress(AgentError):
+                await place.client.get_node()
+                return
+            assert time.monotonic() < deadline, f"agentd of {place.name} does not serve; see {place.log}"
+            await asyncio.sleep(0.05)
+
+    async def end(self, place: Place) -> int:
+        """SIGTERM, and its exit status."""
+        assert place.process is not None
+        place.process.terminate()
+        return await asyncio.to_thread(place.process.wait, STOP_S)
+
+    def kill(self, place: Place) -> None:
+        """SIGKILL, and it is gone."""
+        if place.process is not None:
+            place.process.kill()
+            place.process.wait(STOP_S)
+
+
+@contextlib.asynccontextmanager
+async def world(root: Path, names: Sequence[str], note: Callable[[str], None]) -> AsyncIterator[World]:
+    """A fleet with every agentd serving; at the end all of it is gone, however it stood."""
+    with network(*names) as net:
+        places = {name: _place(net, root, name) for name in names}
+        links = {os.readlink(f"/proc/{net.holder(name)}/ns/net"): name for name in names}
+        observer = Observer(links, ignored=map(net.holder, names))
+        made = World(net, root, places, observer, observer.look(time.monotonic()), note)
+        try:
+            for place in places.values():
+                made.launch(place)
+            for place in places.values():
+                await made.ready(place)
+                place.answered(time.monotonic())
+                place.fresh = place.open_files()
+            yield made
+        finally:
+            await _end(made)
+
+
+def _place(net: Network, root: Path, name: str) -> Place:
+    home = root / name
+    state = home / "state"
+    net.disk(name, state, DISK)
+    socket = home / "s"
+    return Place(
+        name=name,
+        address=net.address(name),
+        socket=socket,
+        state=state,
+        seen_state=net.root(name) / state.relative_to("/"),
+        log=home / "agentd.log",
+        client=AsyncAgentClient(f"unix:{socket}", timeout_s=CALL_S),
+    )
+
+
+async def _end(made: World) -> None:
+    for place in made.places.values():
+        await place.client.close()
+        made.kill(place)
+    # Whatever is left in the namespaces is ours: nothing else can be there.
+    for _ in range(3):
+        for seen in made.see().processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(seen.pid, signal.SIGKILL)
+        await asyncio.sleep(0.05)
+
+
+Undo = Callable[[], Awaitable[None]]
+"""Ends a fault."""
