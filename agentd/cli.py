@@ -54,6 +54,10 @@ _HELP: Mapping[str, tuple[str, str]] = {
         "SIZE",
         "What all runs may take in the state directory, as 500MiB; ended ones go first. Default: 10GiB.",
     ),
+    "logs.cap": (
+        "SIZE",
+        "What is kept of one output stream of one worker, as 500MiB; the oldest goes. 0: all. Default: 1GiB.",
+    ),
     "host_mode": (
         "keep|stop",
         "What workers do when agentd dies: go on for the next agentd, or stop. Default: keep.",

@@ -70,6 +70,14 @@ class RetentionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogsConfig:
+    """What is kept of the workers' output while they write it."""
+
+    cap: int = 1 << 30
+    """Bytes of one stream of one worker in one round, below the state directory; the oldest go. 0: no cap."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything an operator can choose."""
 
@@ -90,6 +98,7 @@ class Config:
     log: LogConfig = LogConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
     retention: RetentionConfig = RetentionConfig()
+    logs: LogsConfig = LogsConfig()
 
 
 SYSTEM_STATE_DIR = "/var/lib/agentd"

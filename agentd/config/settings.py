@@ -141,6 +141,17 @@ def _size(value: object) -> int:
     return int(size)
 
 
+SMALLEST_CAP = 1 << 20
+
+
+def _cap(value: object) -> int:
+    """A size that leaves room for something, or 0."""
+    size = _size(value)
+    if 0 < size < SMALLEST_CAP:
+        raise ValueError(f"{value!r} is less than 1MiB; 0 is no cap")
+    return size
+
+
 def _scaled(value: object, units: Mapping[str, int]) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
@@ -179,5 +190,6 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("shutdown.grace", "AGENTD_SHUTDOWN_GRACE", "--shutdown-grace", _seconds),
         Setting("retention.age", "AGENTD_RETENTION_AGE", "--retention-age", _age),
         Setting("retention.size", "AGENTD_RETENTION_SIZE", "--retention-size", _size),
+        Setting("logs.cap", "AGENTD_LOGS_CAP", "--logs-cap", _cap),
     )
 }

@@ -29,6 +29,7 @@ from agentd.groups.archive import Archive
 from agentd.groups.conditions import Conditions
 from agentd.groups.journal import DAMAGED, Former, Journal
 from agentd.groups.layout import DATABASE
+from agentd.groups.logcap import LogCap
 from agentd.groups.logs import LogReader
 from agentd.groups.registry import Registry
 from agentd.groups.retention import Retention
@@ -106,6 +107,8 @@ async def opened(
         policy = Policy(age=config.retention.age, size=config.retention.size)
         retention = asyncio.create_task(Retention(config.state_dir, policy, registry).keep())
         stack.push_async_callback(_cancelled, retention)
+        capping = asyncio.create_task(LogCap(config.state_dir, config.logs.cap, registry).keep())
+        stack.push_async_callback(_cancelled, capping)
         health = HealthKeeper(book, registry)
         keeping = asyncio.create_task(health.keep())
         stack.push_async_callback(_cancelled, keeping)

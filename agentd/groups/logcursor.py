@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from agentd.api.channel import CHUNK_LIMIT
-from agentd.api.types import LogChunk, LogsRequest, LogStream
+from agentd.api.types import LogChunk, LogGap, LogsRequest, LogStream
+from agentd.procs.holes import first_data
+from agentd.procs.resources import SHORTAGES
 
 PATIENCE: Final = 0.2
 """Seconds an unfinished line is held back for its end."""
@@ -124,6 +126,23 @@ class Cursor:
             node_id=node_id,
         )
 
+    def skip(self, piece: Piece, node_id: str) -> LogGap | None:
+        """Go on where `piece` stands; what was lost, if it stands elsewhere."""
+        if piece.offset == self.offset:
+            return None
+        start, self.offset = self.offset, piece.offset
+        self.held_since = None
+        return LogGap(
+            role=self.log.role,
+            round=self.log.round,
+            rank=self.log.rank,
+            local_rank=self.log.local_rank,
+            stream=self.stream,
+            offset=start,
+            size=max(0, piece.offset - start),
+            node_id=node_id,
+        )
+
     def _cut(self, data: bytes, *, final: bool, now: float) -> int:
         line_end = data.rfind(b"\n") + 1
         if line_end or not data:
@@ -135,15 +154,27 @@ class Cursor:
         return len(data) if now - self.held_since >= PATIENCE else 0
 
 
-def read_batch(places: Sequence[tuple[str, int, int]]) -> list[bytes]:
-    """What stands at each (path, offset, size), until a batch is full. A file that is not there is empty."""
-    found: list[bytes] = []
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What stands in a file at an offset, or where the next that stands is."""
+
+    offset: int
+    """Another one than was asked for: what was there is gone. A smaller one: the file begins anew."""
+    data: bytes = b""
+
+
+def read_batch(places: Sequence[tuple[str, int, int]]) -> list[Piece]:
+    """What stands at each (path, offset, size), until a batch is full. A file that is not there is empty.
+
+    Raises `OSError` when there is no descriptor or memory to read with.
+    """
+    found: list[Piece] = []
     room = BATCH
     for path, offset, size in places:
         if room <= 0:
             break
         found.append(_read(path, offset, size))
-        room -= len(found[-1])
+        room -= len(found[-1].data)
     return found
 
 
@@ -156,21 +187,32 @@ def file_size(path: str) -> int:
 
 
 def tail_offset(path: str, lines: int) -> int:
-    """Where the last `lines` lines begin. A last line without an end counts as one."""
+    """Where the last `lines` lines begin, of those still there. A last line without an end is one."""
     position = size = file_size(path)
     if not lines:
         return size
     # The newline at the very end closes the last line; it begins none.
-    ends_wanted = lines + 1 if size and _read(path, size - 1, 1) == b"\n" else lines
+    ends_wanted = lines + 1 if size and _read(path, size - 1, 1).data == b"\n" else lines
     while position > 0:
-        start = max(0, position - _BLOCK)
-        block = _read(path, start, position - start)
+        wanted = max(0, position - _BLOCK)
+        start, block = _standing(path, wanted, position)
         ends = block.count(b"\n")
         if ends >= ends_wanted:
             return start + _nth_last(block, ends_wanted) + 1
+        if start != wanted:
+            return start
         ends_wanted -= ends
         position = start
     return 0
+
+
+def _standing(path: str, start: int, end: int) -> tuple[int, bytes]:
+    """What stands between two offsets, and where that begins: a hole may have taken the first part."""
+    piece = _read(path, start, end - start)
+    if piece.offset <= start:
+        return start, piece.data
+    start = min(piece.offset, end)
+    return start, _read(path, start, end - start).data
 
 
 def _nth_last(block: bytes, count: int) -> int:
@@ -180,14 +222,25 @@ def _nth_last(block: bytes, count: int) -> int:
     return index
 
 
-def _read(path: str, offset: int, size: int) -> bytes:
+def _read(path: str, offset: int, size: int) -> Piece:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError:
-        return b""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
+        return Piece(offset)
     try:
-        return os.pread(fd, size, offset)
+        return _read_open(fd, offset, size)
     except (OSError, OverflowError):  # an offset that a caller made up
-        return b""
+        return Piece(offset)
     finally:
         os.close(fd)
+
+
+def _read_open(fd: int, offset: int, size: int) -> Piece:
+    data = os.pread(fd, size, offset)
+    if not data and size:
+        end = os.fstat(fd).st_size
+        return Piece(0 if end < offset else offset)
+    # Asked after it was read: a hole that was made meanwhile gives zeros, and always begins before them.
+    return Piece(offset, data) if (there := first_data(fd, offset)) == offset else Piece(there)

@@ -14,10 +14,11 @@ from contextlib import aclosing, suppress
 from functools import partial
 from typing import Final, ParamSpec, Protocol, TypeVar
 
-from agentd.api.errors import LogNotFound, RunNotFound
+from agentd.api.errors import LimitExceeded, LogNotFound, RunNotFound
 from agentd.api.types import (
     TERMINAL,
     LogChunk,
+    LogGap,
     LogsRequest,
     LogStream,
     RunStatus,
@@ -41,6 +42,9 @@ __all__ = ["LogReader", "LogSource", "WorkerLog"]
 THREADS: Final = 4
 LOOK_INTERVAL: Final = 1.0
 """Seconds after which a reader looks although nothing woke it."""
+SHORTAGE_S: Final = 30.0
+"""How long a reader waits for a descriptor."""
+SHORTAGE_PAUSE_S: Final = 0.25
 PASS_INTERVAL: Final = 0.02
 """Seconds between two looks: a worker that prints line by line is read in pieces, not in lines."""
 
@@ -68,8 +72,11 @@ class LogReader:
         self._closed = False
         self._watcher = FileWatcher(asyncio.get_running_loop())
 
-    async def read(self, request: LogsRequest) -> AsyncGenerator[LogChunk | StreamEnd, None]:
-        """The output that is asked for, and why it ends. Raises `LogNotFound` if there can be none."""
+    async def read(self, request: LogsRequest) -> AsyncGenerator[LogChunk | LogGap | StreamEnd, None]:
+        """The output that is asked for, what of it is gone, and why it ends.
+
+        Raises `LogNotFound` if there can be none, `LimitExceeded` if agentd cannot open the files.
+        """
         status = self._source.status(request.run_id, request.incarnation)
         reading = _Reading(self, request, status.incarnation)
         try:
@@ -110,7 +117,7 @@ class _Reading:
         self._watches: dict[str, int] = {}
         self._change: asyncio.Future[object] | None = None
 
-    async def run(self) -> AsyncGenerator[LogChunk | StreamEnd, None]:
+    async def run(self) -> AsyncGenerator[LogChunk | LogGap | StreamEnd, None]:
         """Look, give out what is new, wait; until nothing can come any more."""
         while True:
             status = self._status()
@@ -180,12 +187,12 @@ class _Reading:
         if resumed is not None:
             cursor.offset = resumed
         elif tail is not None and cursor.log.round <= self._newest_at_start:
-            cursor.offset = await self._in_pool(tail_offset, cursor.path, tail)
+            cursor.offset = await self._patiently(partial(tail_offset, cursor.path, tail))
         if not self._request.follow:
             # A file may grow faster than it is read; without `follow` that must end.
             cursor.limit = await self._in_pool(file_size, cursor.path)
 
-    async def _advance(self, over: bool) -> AsyncGenerator[LogChunk, None]:
+    async def _advance(self, over: bool) -> AsyncGenerator[LogChunk | LogGap, None]:
         """Give out what the files hold, older rounds first."""
         rounds = sorted({cursor.log.round for cursor in self._cursors.values()})
         for number in rounds:
@@ -196,20 +203,34 @@ class _Reading:
             if final:
                 self._close_round(number)
 
-    async def _drain(self, cursors: list[Cursor], final: bool) -> AsyncGenerator[LogChunk, None]:
+    async def _drain(self, cursors: list[Cursor], final: bool) -> AsyncGenerator[LogChunk | LogGap, None]:
         progressed = True
         while progressed:
             progressed = False
             places = [(cursor.path, cursor.offset, cursor.room()) for cursor in cursors]
-            batch = await self._in_pool(read_batch, places)
-            now = time.monotonic()
-            for cursor, data in zip(cursors, batch, strict=False):
-                chunk = cursor.take(data, final=final, now=now, node_id=self._reader._node_id)
-                if chunk is not None:
-                    progressed = True
-                    yield chunk
+            batch = await self._patiently(partial(read_batch, places))
+            now, node_id = time.monotonic(), self._reader._node_id
+            for cursor, piece in zip(cursors, batch, strict=False):
+                gap = cursor.skip(piece, node_id)
+                chunk = cursor.take(piece.data, final=final, now=now, node_id=node_id)
+                for found in (gap, chunk):
+                    if found is not None:
+                        progressed = True
+                        yield found
             # Those that did not fit into the batch come first in the next.
             cursors = cursors[len(batch) :] + cursors[: len(batch)]
+
+    async def _patiently(self, look: Callable[[], T]) -> T:
+        """Without a descriptor to be had there is nothing to be said of a file: it is tried again."""
+        patience = time.monotonic() + SHORTAGE_S
+        while True:
+            try:
+                return await self._in_pool(look)
+            except OSError as error:
+                if time.monotonic() >= patience:
+                    what = f"node {self._reader._node_id}: the log files to open"
+                    raise LimitExceeded(what, f"this moment ({error.strerror})") from None
+            await asyncio.sleep(SHORTAGE_PAUSE_S)
 
     def _close_round(self, number: int) -> None:
         """Forget a round that is complete, so that a run of a thousand rounds costs no more than one."""

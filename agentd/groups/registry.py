@@ -326,6 +326,15 @@ class Registry:
         run = self._live.get(key)
         return run.worker_logs() if run else self._ended[key].logs
 
+    def live_logs(self) -> Mapping[RunKey, tuple[WorkerLog, ...]]:
+        """The log folders of all runs that live here."""
+        return {key: run.worker_logs() for key, run in self._live.items()}
+
+    def note(self, key: RunKey, condition: Condition, sentence: str) -> None:
+        """Something degrades a run here for good; one that has ended keeps its last status."""
+        if run := self._live.get(key):
+            run.note(condition, sentence)
+
     def group_refs(self) -> tuple[GroupRef, ...]:
         """Worker groups that have not ended."""
         return tuple(ref for run in self._live.values() for ref in run.group_refs())

@@ -43,6 +43,7 @@ from agentd.api.types import (
     GroupStatus,
     LocalWorldSizeRule,
     LogChunk,
+    LogGap,
     LogPosition,
     LogsRequest,
     LogStream,
@@ -71,6 +72,7 @@ from agentd_client.failures import (
 from agentd_client.nodes import Node
 from agentd_client.report import (
     HistoryItem,
+    LogCut,
     LogReceived,
     NodeBack,
     NodeProblem,
@@ -115,6 +117,8 @@ __all__ = [
     "LimitExceeded",
     "LocalWorldSizeRule",
     "LogChunk",
+    "LogCut",
+    "LogGap",
     "LogNotFound",
     "LogPosition",
     "LogReceived",

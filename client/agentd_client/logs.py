@@ -11,12 +11,12 @@ from typing import Final
 
 from agentd.api import convert
 from agentd.api.errors import AgentError, LogNotFound, RunNotFound, Unreachable
-from agentd.api.types import LogChunk, LogPosition, LogsRequest, StreamEndCause
+from agentd.api.types import LogChunk, LogGap, LogPosition, LogsRequest, StreamEndCause
 from agentd.v1 import agent_service_pb2 as service
 from agentd_client import calls
 from agentd_client.nodes import Node
 from agentd_client.plan import Arrived, Close, Emit, Ended, Open, Plan, StreamEvent, clock, receive
-from agentd_client.report import LogReceived, NodeBack, NodeProblem, PerNode
+from agentd_client.report import LogCut, LogReceived, NodeBack, NodeProblem, PerNode
 from agentd_client.retry import is_absence
 
 PREFIX: Final = "logs:"
@@ -122,8 +122,12 @@ class LogReading:
             yield Emit(NodeBack(node=reader.node.name))
         if message.HasField("chunk"):
             chunk = convert.log_chunk_from_message(message.chunk)
-            _remember(reader, chunk)
+            _go_on_at(reader, chunk, chunk.offset + len(chunk.data))
             yield Emit(LogReceived(chunk=chunk, source=reader.node.name))
+        elif message.HasField("gap"):
+            gap = convert.log_gap_from_message(message.gap)
+            _go_on_at(reader, gap, gap.offset + gap.size if gap.size else 0)
+            yield Emit(LogCut(gap=gap, source=reader.node.name))
         elif message.HasField("end"):
             yield Close(reader.key)
             end = convert.stream_end_from_message(message.end)
@@ -171,12 +175,12 @@ def read_logs(request: LogsRequest, nodes: Sequence[Node]) -> Plan[PerNode[None]
     return PerNode(problems={n: e for n, e in reading.problems.items() if n not in lacking})
 
 
-def _remember(reader: _Reader, chunk: LogChunk) -> None:
-    file = (chunk.role, chunk.round, chunk.local_rank, chunk.stream.value)
+def _go_on_at(reader: _Reader, told: LogChunk | LogGap, offset: int) -> None:
+    file = (told.role, told.round, told.local_rank, told.stream.value)
     reader.positions[file] = LogPosition(
-        role=chunk.role,
-        round=chunk.round,
-        local_rank=chunk.local_rank,
-        stream=chunk.stream,
-        offset=chunk.offset + len(chunk.data),
+        role=told.role,
+        round=told.round,
+        local_rank=told.local_rank,
+        stream=told.stream,
+        offset=offset,
     )

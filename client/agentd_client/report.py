@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from agentd.api.errors import AgentError
 from agentd.api.history import Event
-from agentd.api.types import LogChunk, RunStatus
+from agentd.api.types import LogChunk, LogGap, RunStatus
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -63,6 +63,13 @@ class LogReceived(NamedTuple):
     source: str
 
 
+class LogCut(NamedTuple):
+    """The oldest part of a worker's output is gone: it was removed to keep the file within its cap."""
+
+    gap: LogGap
+    source: str
+
+
 class NodeStarted(NamedTuple):
     """A node that was missing has taken the run."""
 
@@ -90,7 +97,7 @@ class RunOver(NamedTuple):
     report: RunReport
 
 
-RunEvent = StatusChanged | LogReceived | NodeStarted | NodeProblem | NodeBack | RunOver
+RunEvent = StatusChanged | LogReceived | LogCut | NodeStarted | NodeProblem | NodeBack | RunOver
 """What `RunHandle.follow` gives."""
 
 HistoryItem = Event | NodeProblem | NodeBack

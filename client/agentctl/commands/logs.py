@@ -68,14 +68,14 @@ def _show(handle: RunHandle, request: LogsRequest, *, output: str, prefixed: boo
     from agentctl.exits import ExitCode
     from agentctl.show.display import JsonLinesDisplay, PeopleDisplay
     from agentctl.show.lines import LineAssembler
-    from agentd_client import LogReceived, NodeProblem
+    from agentd_client import LogCut, LogReceived, NodeProblem
 
     people = PeopleDisplay(LineAssembler(prefixed=prefixed), quiet=True)
     display = JsonLinesDisplay() if output == "jsonl" else people
     code = ExitCode.OK
     with closing(handle.log_events(request)) as events:
         for event in events:
-            if isinstance(event, LogReceived | NodeProblem):
+            if isinstance(event, LogReceived | LogCut | NodeProblem):
                 display.show(event)
             if isinstance(event, NodeProblem) and event.final:
                 code = ExitCode.PARTIAL

@@ -11,11 +11,13 @@ from agentctl.show.endreport import end_report
 from agentctl.show.lines import LineAssembler
 from agentctl.show.narration import narrate, waiting_line
 from agentctl.show.talk import say, say_all
+from agentctl.show.words import cut_line
 from agentd.api import convert
 from agentd.api.errors import AgentError
 from agentd.api.types import LogStream, Phase, RunStatus
 from agentd.v1 import agent_service_pb2 as service
 from agentd_client.report import (
+    LogCut,
     LogReceived,
     NodeBack,
     NodeProblem,
@@ -57,6 +59,9 @@ class PeopleDisplay:
         match event:
             case LogReceived(chunk=chunk):
                 write_output(chunk.stream, self._lines.take(chunk))
+            case LogCut(gap=gap):
+                write_output(gap.stream, self._lines.cut(gap))
+                say(cut_line(gap))
             case StatusChanged(status=status):
                 self._news(status)
             case NodeProblem(node=node, error=error, final=final) if node not in self._down:
@@ -126,6 +131,8 @@ class JsonLinesDisplay:
         match event:
             case LogReceived(chunk=chunk):
                 write_json_lines([service.LogsResponse(chunk=convert.log_chunk_to_message(chunk))])
+            case LogCut(gap=gap):
+                write_json_lines([service.LogsResponse(gap=convert.log_gap_to_message(gap))])
             case StatusChanged(status=status):
                 write_json_lines([service.WatchResponse(status=convert.run_status_to_message(status))])
             case NodeProblem() | NodeBack() | NodeStarted():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agentctl.flags import NO_CHOICE, Std, StdChoice
-from agentd.api.types import LogChunk, LogStream
+from agentd.api.types import LogChunk, LogGap, LogStream
 
 LONGEST_LINE = 64 * 1024
 """A line without an end is shown in pieces of this size."""
@@ -53,6 +53,11 @@ class LineAssembler:
         if rest:
             self._partial[key] = rest
         return self._joined(chunk.role, chunk.rank, lines)
+
+    def cut(self, gap: LogGap) -> bytes:
+        """What never gets its line's end, as that is lost."""
+        data = self._partial.pop((gap.role, gap.rank, gap.round, gap.stream), b"")
+        return self._joined(gap.role, gap.rank, [data]) if data else b""
 
     def rest(self) -> list[tuple[LogStream, bytes]]:
         """What never got its line's end, at the end."""

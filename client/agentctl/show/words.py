@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Iterable
 
 from agentd.api.signals import signal_name
-from agentd.api.types import Failure, NodeStatus, WorkerStatus
+from agentd.api.types import Failure, LogGap, NodeStatus, WorkerStatus
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -67,6 +67,12 @@ def exit_of(failure: Failure | WorkerStatus) -> str:
     if failure.exit_code is not None:
         return f"exit code {failure.exit_code}"
     return ""
+
+
+def cut_line(gap: LogGap) -> str:
+    """What of a worker's output is not there any more."""
+    lost = f"{size(gap.size)} of the oldest part were removed" if gap.size else "the file was cut short"
+    return f"[{gap.role} {gap.rank}] {gap.stream.value} of round {gap.round}: {lost} (logs.cap)"
 
 
 def failed_one(failure: Failure) -> str:

@@ -115,10 +115,11 @@ def test_a_batch_is_bounded_and_a_missing_file_is_empty(tmp_path: Path) -> None:
     file.write_bytes(b"x" * CHUNK_LIMIT)
     places = [(str(tmp_path / "none"), 0, 10), *[(str(file), 0, CHUNK_LIMIT)] * 20]
     batch = read_batch(places)
-    assert batch[0] == b""
-    assert [len(piece) for piece in batch[1:]] == [CHUNK_LIMIT] * 4
+    assert batch[0].data == b""
+    assert [len(piece.data) for piece in batch[1:]] == [CHUNK_LIMIT] * 4
 
 
 def test_an_offset_that_no_file_has_reads_nothing(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"line\n")
-    assert read_batch([(str(tmp_path / "log"), offset, 10) for offset in (6, (1 << 64) - 1)]) == [b"", b""]
+    batch = read_batch([(str(tmp_path / "log"), offset, 10) for offset in (6, (1 << 64) - 1)])
+    assert [piece.data for piece in batch] == [b"", b""]

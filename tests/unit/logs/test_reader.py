@@ -102,6 +102,7 @@ class Collector:
                 self.end = answer
             else:
                 assert self.end is None, "something came after the end"
+                assert isinstance(answer, LogChunk)
                 self.chunks.append(answer)
 
     async def finished(self) -> None:
