@@ -7,14 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentd.api.types import TERMINAL
 from agentd.groups import layout, reported
 from agentd.groups.journal import open_for_reading
 from agentd.groups.records import GroupRow
+from agentd.groups.stuck import StuckGroup
 from agentd.procs import cgroups, tree
 from agentd.procs.identity import boot_id, identify
 
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL for what is left. Hosts pass it on to their workers."""
+
+SECOND_LOOK_S = 0.5
+"""How long SIGKILL may take for what got it before."""
 
 _AT_ONCE = 8
 
@@ -28,8 +33,13 @@ class Leftover:
     role: str
     pids: tuple[int, ...]
     """What was found and ended."""
-    stuck: tuple[int, ...] = ()
+    left: StuckGroup | None = None
     """What SIGKILL did not end."""
+
+    @property
+    def stuck(self) -> tuple[int, ...]:
+        """The pids of what SIGKILL did not end."""
+        return tuple(process.pid for process in self.left.processes) if self.left else ()
 
 
 def has_journal(state_dir: str) -> bool:
@@ -62,6 +72,12 @@ def _end_one(row: GroupRow, grace_s: float) -> Leftover | None:
     if not pids:
         cgroups.remove(cgroup)
         return None
-    stuck = tree.end_group(marks, grace_s=grace_s)
-    left = tuple(process.pid for process in stuck)
-    return Leftover(row.run_id, row.incarnation, row.role, pids, left)
+    if row.phase in TERMINAL:
+        # It was killed when the group ended: nobody waits for it once more.
+        stuck = tree.end_group(marks, grace_s=0.0, kill_bound_s=SECOND_LOOK_S)
+    else:
+        stuck = tree.end_group(marks, grace_s=grace_s)
+    left = StuckGroup(
+        run_id=row.run_id, incarnation=row.incarnation, role=row.role, marks=marks, processes=stuck
+    )
+    return Leftover(row.run_id, row.incarnation, row.role, pids, left if stuck else None)

@@ -15,6 +15,7 @@ from agentd.groups.reap import GRACE_S, end_leftovers
 from agentd.groups.records import GroupRow, RunRow
 from agentd.groups.remembered import Remembered
 from agentd.groups.reported import logs_on_disk
+from agentd.groups.stuck import StuckGroup
 from agentd.procs import tree
 from agentd.procs.identity import boot_id
 
@@ -76,13 +77,16 @@ class LookBack:
 
     ended: tuple[FormerRun, ...]
     live: tuple[FormerRun, ...]
+    stuck: tuple[StuckGroup, ...] = ()
+    """What SIGKILL did not end."""
 
 
 def look_back(remembered: Remembered) -> LookBack:
     """Find the groups that can go on, end what is left of the others, and sort the runs."""
     live_keys = {(row.run_id, row.incarnation) for row in remembered.runs if not row.ended}
     found = {row.key(): left.find(row) for row in remembered.groups if _key(row) in live_keys}
-    end_leftovers([row for row in remembered.groups if found.get(row.key()) is None], GRACE_S)
+    over = [row for row in remembered.groups if found.get(row.key()) is None]
+    stuck = tuple(each.left for each in end_leftovers(over, GRACE_S) if each.left is not None)
     rows = sorted(remembered.runs, key=lambda row: row.incarnation)
     ended = [row for row in rows if row.ended][-SHOWN_RUNS:]
     live = [row for row in rows if not row.ended]
@@ -101,7 +105,7 @@ def look_back(remembered: Remembered) -> LookBack:
             rebooted=any(group.token and group.boot_id != boot_id() for group in groups),
         )
 
-    return LookBack(ended=tuple(map(former, ended)), live=tuple(map(former, live)))
+    return LookBack(ended=tuple(map(former, ended)), live=tuple(map(former, live)), stuck=stuck)
 
 
 def _key(row: GroupRow) -> tuple[str, int]:

@@ -54,6 +54,7 @@ from agentd.groups.ports import Rendezvous
 from agentd.groups.records import ForgetRun, GroupRow, RunRow
 from agentd.groups.recovery import FormerRun, look_back
 from agentd.groups.run import NodeRun, Part
+from agentd.groups.stuck import StuckBook
 from agentd.groups.supervisor import Facilities
 from agentd.groups.wish import read_wish, wish_text
 from agentd.host.door import HostDoor
@@ -79,7 +80,6 @@ class _Ended:
 
     request_id: str
     logs: tuple[WorkerLog, ...]
-    stuck: bool
     hub_address: str = ""
     """Empty: the hub was here."""
 
@@ -114,8 +114,8 @@ class Registry:
         self._door = HostDoor(state_dir, self._disk)
         self._conditions = conditions or Conditions()
         self._conditions.add_source(lambda: journal.problems)
-        self._conditions.add_source(self._stuck_problems)
         self._conditions.on_change(self._refresh_all)
+        self._stuck = StuckBook(self._conditions, self._sweeps)
         self._shared = Facilities(
             journal=journal,
             door=self._door,
@@ -124,6 +124,7 @@ class Registry:
             sweeps=self._sweeps,
             host_mode=host_mode,
             conditions=self._conditions,
+            stuck=self._stuck,
         )
         self._board = Board(node_id, journal.daemon_starts * _REVISIONS_PER_START)
         self._devices = DeviceBook()
@@ -177,6 +178,7 @@ class Registry:
             for task in late:
                 task.cancel()
         await asyncio.gather(*(run.close() for run in self._live.values()))
+        await self._stuck.close()
         await self._rendezvous.close()
         await self._door.close()
         for pool in (self._disk, self._sweeps):
@@ -196,11 +198,6 @@ class Registry:
     def problems(self) -> Mapping[str, str]:
         """What degrades the node: for people, by the name of the condition."""
         return self._conditions.look()
-
-    def _stuck_problems(self) -> Mapping[str, str]:
-        stuck = any(run.stuck for run in self._live.values()) or any(e.stuck for e in self._ended.values())
-        told = {Condition.UNKILLABLE.value: "processes here do not end: see the runs that are LOST"}
-        return told if stuck else {}
 
     def _refresh_all(self) -> None:
         """Every live run shows what degrades its node."""
@@ -509,6 +506,8 @@ class Registry:
     async def _recover(self) -> None:
         """Show what has ended, go on with what lives here, take part again in what lives elsewhere."""
         left = await self._in_thread(lambda: look_back(self._journal.remembered))
+        for stuck in left.stuck:
+            self._stuck.add(stuck)
         for former in left.ended:
             self._show_ended(former.row, former.row.status, former.logs)
             await self._be_tombstone(former)
@@ -584,7 +583,7 @@ class Registry:
     def _show_ended(self, row: RunRow, status: RunStatus, logs: tuple[WorkerLog, ...]) -> None:
         self._remember(
             (row.run_id, row.incarnation),
-            _Ended(row.request_id, logs, stuck=False, hub_address=row.hub_address),
+            _Ended(row.request_id, logs, hub_address=row.hub_address),
         )
         self._board.publish(status)
 
@@ -602,7 +601,7 @@ class Registry:
         self._devices.release(run.part.spec.run_id)
         if run.conclusion is not None:
             self._keep(run.conclusion)
-        self._remember(key, _Ended(run.part.request_id, run.worker_logs(), run.stuck, run.part.hub_address))
+        self._remember(key, _Ended(run.part.request_id, run.worker_logs(), run.part.hub_address))
 
     def _remember(self, key: RunKey, ended: _Ended) -> None:
         self._ended[key] = ended

@@ -179,11 +179,6 @@ class NodeRun:
         own = self.part.node_id
         return len(self.part.spec.nodes) <= 1 and all(node.node_id == own for node in self.status.nodes)
 
-    @property
-    def stuck(self) -> bool:
-        """Whether it left processes that nothing can kill."""
-        return any(supervisor.stuck for supervisor in self._supervisors.values())
-
     def group(self, role: str) -> GroupStatus | None:
         """One worker group's status."""
         supervisor = self._supervisors.get(role)

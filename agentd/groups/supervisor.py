@@ -26,7 +26,9 @@ from agentd.groups.journal import Journal
 from agentd.groups.left import LeftGroup, state_text
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Member
+from agentd.groups.reap import SECOND_LOOK_S
 from agentd.groups.records import ElasticEventRow, GroupRow
+from agentd.groups.stuck import StuckBook, StuckGroup, describe
 from agentd.host import wire
 from agentd.host.door import HostDoor
 from agentd.host.handle import HostHandle
@@ -61,6 +63,8 @@ class Facilities:
     """What hosts do when their agentd is gone: see `HostSpec.mode`."""
     conditions: Conditions
     """What degrades the node."""
+    stuck: StuckBook
+    """What SIGKILL did not end."""
 
 
 class Supervisor:
@@ -109,11 +113,6 @@ class Supervisor:
     def status(self) -> GroupStatus:
         """The newest snapshot."""
         return self._status
-
-    @property
-    def stuck(self) -> bool:
-        """Whether it left processes that nothing can kill."""
-        return bool(self._state.unkillable)
 
     def worker_logs(self) -> tuple[WorkerLog, ...]:
         """The log folders of all its workers, oldest first."""
@@ -377,12 +376,24 @@ class Supervisor:
         left_s = LEFTOVER_GRACE_S if ending is None else ending.kill_at - time.monotonic()
         grace_s = min(LEFTOVER_GRACE_S, max(0.0, left_s))
         marks = tree.Marks(token=self._token, sessions=self._sessions, cgroup=self._cgroup)
+        # What the host has judged unkillable gets no second bound.
+        bound_s = SECOND_LOOK_S if self._state.unkillable else tree.KILL_BOUND_S
         stuck = await asyncio.get_running_loop().run_in_executor(
-            self._shared.sweeps, lambda: tree.end_group(marks, grace_s=grace_s)
+            self._shared.sweeps, lambda: tree.end_group(marks, grace_s=grace_s, kill_bound_s=bound_s)
         )
         self._handle, self._sessions = None, frozenset()
-        left = _stuck_sentence([each.pid for each in stuck], [each.wait_channel for each in stuck])
-        self.post(ev.Swept(left if stuck else ""))
+        if stuck:
+            self._shared.stuck.add(self._stuck_group(marks, stuck))
+        self.post(ev.Swept(f"SIGKILL did not end {describe(stuck)}" if stuck else ""))
+
+    def _stuck_group(self, marks: tree.Marks, processes: tuple[tree.StuckProcess, ...]) -> StuckGroup:
+        return StuckGroup(
+            run_id=self._spec.run_id,
+            incarnation=self._spec.incarnation,
+            role=self.role,
+            marks=marks,
+            processes=processes,
+        )
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -399,6 +410,7 @@ class Supervisor:
                 directory=worker.log_dir,
             )
             for worker in event.workers
+            if worker.log_dir
         )
 
     def _elastic_event(self, frame: wire.Recorded) -> ElasticEventRow:

@@ -1,8 +1,8 @@
 """A cgroup for each worker group, where agentd may make one: nothing leaves it unasked, one write ends it all.
 
-Version 2 only. It lies below agentd's own cgroup, which must be agentd's to divide: delegated to it by systemd
-(Delegate=yes), or, where no systemd rules, simply writable. agentd itself is never moved, and no controller is
-touched, so that its own cgroup may hold processes and cgroups alike.
+Version 2 only. It lies below agentd's own cgroup, which must be agentd's to divide: delegated to it by
+systemd (Delegate=yes), or, where no systemd rules, simply writable. agentd itself is never moved, and no
+controller is touched, so that its own cgroup may hold processes and cgroups alike.
 """
 
 from __future__ import annotations

@@ -26,6 +26,11 @@ KILL_BOUND_S = 5.0
 FIRST_STEP_S = 0.002
 LAST_STEP_S = 0.1
 
+_STATE_LOOKS = 3
+_STATE_PAUSE_S = 0.002
+_KERNEL_THREADS = 2
+"""The parent of those: they have no environment."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
@@ -75,12 +80,14 @@ class Sweeper:
         deadline_of: Callable[[ProcessStat], float],
         signum: int = signal.SIGTERM,
         was_signalled: Callable[[ProcessStat], bool] = lambda _stat: False,
+        kill_bound_s: float = KILL_BOUND_S,
     ) -> None:
         """`deadline_of` tells until when, on the monotonic clock, a process may take."""
         self._marks = marks
         self._deadline_of = deadline_of
         self._signum = signum
         self._was_signalled = was_signalled
+        self._kill_bound_s = kill_bound_s
         self._asked: set[ProcessIdentity] = set()
         self._killed_at: dict[ProcessIdentity, float] = {}
         self._empty_looks = 0
@@ -134,14 +141,19 @@ class Sweeper:
             return
         ages = [now - self._killed_at[ProcessIdentity(stat.pid, stat.start_time)] for stat in found]
         # What forks faster than it is killed has young processes for ever: it gets twice the bound, no more.
-        if min(ages) >= KILL_BOUND_S or overdue_s >= 2 * KILL_BOUND_S:
+        if min(ages) >= self._kill_bound_s or overdue_s >= 2 * self._kill_bound_s:
             self.stuck = tuple(StuckProcess(stat.pid, procfs.wait_channel(stat.pid)) for stat in found)
 
 
-def sweep(marks: Marks, *, grace_s: float, waiter: Waiter | None = None) -> tuple[StuckProcess, ...]:
-    """End the whole group and prove it, waiting for that; answers what could not be ended."""
+def sweep(
+    marks: Marks, *, grace_s: float, waiter: Waiter | None = None, kill_bound_s: float = KILL_BOUND_S
+) -> tuple[StuckProcess, ...]:
+    """End the whole group and prove it, waiting for that; answers what could not be ended.
+
+    `kill_bound_s`: how long SIGKILL may take.
+    """
     deadline = time.monotonic() + grace_s
-    sweeper = Sweeper(lambda: marks, lambda _stat: deadline)
+    sweeper = Sweeper(lambda: marks, lambda _stat: deadline, kill_bound_s=kill_bound_s)
     with contextlib.ExitStack() as stack:
         waiter = waiter or stack.enter_context(Waiter())
         while not (sweeper.gone or sweeper.stuck):
@@ -150,9 +162,11 @@ def sweep(marks: Marks, *, grace_s: float, waiter: Waiter | None = None) -> tupl
     return sweeper.stuck
 
 
-def end_group(marks: Marks, *, grace_s: float) -> tuple[StuckProcess, ...]:
+def end_group(
+    marks: Marks, *, grace_s: float, kill_bound_s: float = KILL_BOUND_S
+) -> tuple[StuckProcess, ...]:
     """`sweep`, and its cgroup is removed: nobody of the group is there any more to need it."""
-    stuck = sweep(marks, grace_s=grace_s)
+    stuck = sweep(marks, grace_s=grace_s, kill_bound_s=kill_bound_s)
     if not stuck:
         cgroups.remove(marks.cgroup)
     return stuck
@@ -188,8 +202,24 @@ def _still_its_session(leader: ProcessIdentity, everything: dict[int, ProcessSta
 def _has_token(stat: ProcessStat, marks: Marks) -> bool:
     if not marks.token or stat.start_time < marks.not_before:
         return False
+    if _hangs(stat):
+        # Its environment may not be readable before it goes on, and whoever reads it hangs as well.
+        return False
     wanted = f"{TOKEN_VARIABLE}={marks.token}".encode()
     return wanted in procfs.read_environ(stat.pid).split(b"\0")
+
+
+def _hangs(stat: ProcessStat) -> bool:
+    """Whether it is in state D, and not only for the blink of an eye."""
+    for _ in range(_STATE_LOOKS):
+        if stat.state != "D" or stat.parent == _KERNEL_THREADS:
+            return False
+        time.sleep(_STATE_PAUSE_S)
+        now = procfs.read_stat(stat.pid)
+        if now is None or now.start_time != stat.start_time:
+            return False
+        stat = now
+    return True
 
 
 def _below(ancestors: Iterable[int], everything: Iterable[ProcessStat]) -> set[int]:
@@ -207,4 +237,3 @@ def _below(ancestors: Iterable[int], everything: Iterable[ProcessStat]) -> set[i
                 found.add(pid)
                 todo.append(pid)
     return found - roots
-

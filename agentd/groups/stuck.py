@@ -1,0 +1,88 @@
+"""Processes that SIGKILL did not end: watched until they are gone; as long the node is UNKILLABLE.
+
+What the kernel holds dies the moment it is let go. The first look that finds nothing of a group takes it out
+of the book; with the last one the node is well again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from agentd.core.conditions import Condition
+from agentd.groups.conditions import Conditions
+from agentd.procs import tree
+from agentd.procs.tree import Marks, StuckProcess
+
+LOOK_S = 0.5
+"""Between two looks; each reads /proc once, in a thread."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StuckGroup:
+    """What is left of one worker group."""
+
+    run_id: str
+    incarnation: int
+    role: str
+    marks: Marks
+    processes: tuple[StuckProcess, ...]
+
+    @property
+    def sentence(self) -> str:
+        """For people: whose they are, and where they hang."""
+        return f"run {self.run_id}, role {self.role}: SIGKILL did not end {describe(self.processes)}"
+
+
+class StuckBook:
+    """The node's unkillable processes. Used on the event loop."""
+
+    def __init__(self, conditions: Conditions, sweeps: Executor) -> None:
+        """`sweeps` runs what reads /proc."""
+        self._conditions = conditions
+        self._sweeps = sweeps
+        self._groups: dict[str, StuckGroup] = {}  # by token
+        self._watches: set[asyncio.Task[None]] = set()
+
+    def add(self, group: StuckGroup) -> None:
+        """Watch what is left of a group until it is gone."""
+        self._groups[group.marks.token] = group
+        self._show()
+        task = asyncio.get_running_loop().create_task(self._watch(group), name=f"stuck {group.run_id}")
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+
+    async def close(self) -> None:
+        """Watch no more."""
+        for task in self._watches:
+            task.cancel()
+        if self._watches:
+            await asyncio.wait(self._watches)
+
+    async def _watch(self, group: StuckGroup) -> None:
+        loop = asyncio.get_running_loop()
+        while await loop.run_in_executor(self._sweeps, _still_there, group.marks):
+            await asyncio.sleep(LOOK_S)
+        del self._groups[group.marks.token]
+        facts = {"run_id": group.run_id, "incarnation": group.incarnation, "role": group.role}
+        _log.warning("what SIGKILL did not end is gone at last", extra=facts)
+        self._show()
+
+    def _show(self) -> None:
+        sentence = "; ".join(group.sentence for group in self._groups.values())
+        self._conditions.put(Condition.UNKILLABLE, sentence)
+
+
+def describe(processes: Sequence[StuckProcess]) -> str:
+    """Each pid with the place in the kernel where it hangs."""
+    return ", ".join(f"{each.pid} ({each.wait_channel or 'where is unknown'})" for each in processes)
+
+
+def _still_there(marks: Marks) -> bool:
+    # Killed again each time: something may have been forked just before the kernel let go.
+    return bool(tree.end_group(marks, grace_s=0.0, kill_bound_s=0.0))
