@@ -17,7 +17,9 @@ T = TypeVar("T")
 
 def logs_on_disk(group: GroupRow, up_to: int | None = None) -> Iterator[WorkerLog]:
     """The log folders of its workers, oldest first: of all, or of those that the first reports tell of."""
-    return _started(group, lambda round_, worker: _log(group.role, round_, worker), up_to)
+    found = _started(group, lambda round_, worker: _log(group.role, round_, worker), up_to)
+    # A worker that started on a full disk has none.
+    return (log for log in found if log.directory)
 
 
 def sessions(group: GroupRow) -> Iterator[ProcessIdentity]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from agentd.api.types import TERMINAL, GroupStatus, NodeStatus, Phase, RunSpec, RunStatus
+from agentd.core.conditions import Condition
 from agentd.core.lifecycle import least_advanced
 from agentd.core.specs import member_bounds
 
@@ -52,8 +53,18 @@ def own_part(
         reason="; ".join(reasons),
         groups=groups,
         name=name,
-        conditions=conditions or {},
+        conditions={**(conditions or {}), **_unkept_logs(groups)},
     )
+
+
+def _unkept_logs(groups: Iterable[GroupStatus]) -> Mapping[str, str]:
+    """Workers that have no log folder, and why that can be."""
+    ranks = sorted(worker.rank for group in groups for worker in group.workers if not worker.log_dir)
+    if not ranks:
+        return {}
+    named = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
+    sentence = f"the disk took no log folder when ranks {named} started: their output is dropped"
+    return {Condition.LOGS_NOT_KEPT.value: sentence}
 
 
 def compose(hub: RunStatus, own: NodeStatus, end: PartEnd | None, *, hub_here: bool) -> RunStatus:

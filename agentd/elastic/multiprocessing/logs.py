@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import itertools
 import logging
 import os
@@ -20,6 +21,8 @@ ROUND_VARIABLE = "AGENTD_ROUND"
 log = logging.getLogger(__name__)
 
 _MAX_RUN_ID = 60  # characters of it in a file name, of which some take 4 bytes of 255
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 _DIGIT = re.compile(r"[0-3]")
 _BY_RANK = re.compile(r"\d+:[0-3](,\d+:[0-3])*")
@@ -239,6 +242,9 @@ class RoundLogsSpecs(LogsSpecs):
 
     The round is AGENTD_ROUND of the environment. A round has a folder of its own for ever: none is reused,
     also after a change of membership, which leaves the restart count as it is.
+
+    A disk that takes no new file costs the output of the workers that start meanwhile, and not their start:
+    it goes to `/dev/null`, as their errors do.
     """
 
     def __init__(self, log_root: str) -> None:
@@ -253,16 +259,31 @@ class RoundLogsSpecs(LogsSpecs):
         dest = LogsDest()
         for local_rank, env in envs.items():
             folder = Path(self._root, f"round_{env[ROUND_VARIABLE]}", str(local_rank))
-            folder.mkdir(parents=True, exist_ok=True)
-            error_file = folder / "error.json"
-            error_file.unlink(missing_ok=True)
-            env[ERROR_FILE_VARIABLE] = str(error_file)
-            dest.error_files[local_rank] = str(error_file)
+            try:
+                _prepare(folder)
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                log.error("output of local rank %d is not kept: %s", local_rank, error)
+                env[ERROR_FILE_VARIABLE] = ""
+                for files in (dest.error_files, dest.stdouts, dest.stderrs):
+                    files[local_rank] = os.devnull
+                continue
+            env[ERROR_FILE_VARIABLE] = dest.error_files[local_rank] = str(folder / "error.json")
             dest.stdouts[local_rank] = str(folder / "stdout.log")
             dest.stderrs[local_rank] = str(folder / "stderr.log")
             dest.filtered_stdout = str(folder.parent / "filtered_stdout.log")
             dest.filtered_stderr = str(folder.parent / "filtered_stderr.log")
         return dest
+
+
+def _prepare(folder: Path) -> None:
+    """A worker's folder with its two files, and no errors of an earlier one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "error.json").unlink(missing_ok=True)
+    for name in ("stdout.log", "stderr.log"):
+        with opened_log(str(folder / name)):
+            pass
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,7 +75,12 @@ class RoundTeller:
                     pid=child.pid,
                     start_time=child.identity.start_time,
                     started_at=child.started_at,
-                    log_dir=str(Path(context.error_files[local_rank]).parent),
+                    log_dir=_folder_of(context.error_files[local_rank]),
                 )
             )
         return starts
+
+
+def _folder_of(error_file: str) -> str:
+    """Empty where nothing is kept."""
+    return "" if error_file == os.devnull else str(Path(error_file).parent)
