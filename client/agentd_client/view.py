@@ -24,6 +24,7 @@ def merge(described: RunStatus | None, told: Sequence[RunStatus]) -> RunStatus:
         nodes=_merge_nodes(base, nodes_say),
         first_failure=(base.from_hub and base.first_failure)
         or _earliest(status.first_failure for status in (base, *nodes_say)),
+        hub_unreachable_since=0.0 if base.from_hub else _first_silence(nodes_say),
         hub_address=base.hub_address or next((s.hub_address for s in nodes_say if s.hub_address), ""),
     )
 
@@ -96,6 +97,12 @@ def _detail(node: NodeStatus) -> tuple[int, int, int]:
     workers = [worker for group in node.groups for worker in group.workers]
     newest_round = max((group.round for group in node.groups), default=0)
     return (sum(1 for worker in workers if worker.pid), newest_round, len(workers))
+
+
+def _first_silence(told: Sequence[RunStatus]) -> float:
+    """Since when all of the nodes have been without the hub; 0 if it answers one of them."""
+    since = [status.hub_unreachable_since for status in told if status.phase not in TERMINAL]
+    return min(since, default=0.0)
 
 
 def _earliest(failures: Iterable[Failure | None]) -> Failure | None:

@@ -48,7 +48,7 @@ def runs_table(runs: Sequence[RunStatus]) -> TableData:
                 f"{run.restart_count}/{run.max_restarts}",
                 str(_nodes_in(run)),
                 clock_time(run.started_at),
-                run.reason or "-",
+                hub_silence(run) or run.reason or "-",
             )
             for run in runs
         ),
@@ -107,6 +107,8 @@ def run_summary(run: RunStatus) -> list[str]:
     ]
     if run.reason:
         lines.append(f"  {run.reason}")
+    if run.hub_unreachable_since:
+        lines.append(f"  {hub_silence(run)}; workers go on, what needs the hub waits for it")
     if run.missing:
         lines.append(f"  missing: {', '.join(run.missing)}")
     if run.spares:
@@ -121,6 +123,12 @@ def run_summary(run: RunStatus) -> list[str]:
             f"{exit_of(failure) or failure.message} in round {failure.round}"
         )
     return lines
+
+
+def hub_silence(run: RunStatus) -> str:
+    """Since when the hub has not answered the node that tells of the run; empty if it does."""
+    since = run.hub_unreachable_since
+    return f"hub {run.hub_address} unreachable since {clock_time(since)}" if since else ""
 
 
 def _nodes_in(run: RunStatus) -> int:

@@ -83,3 +83,10 @@ def test_a_node_that_does_not_answer_is_shown_as_hearsay_and_an_ended_one_as_it_
         ("b", True, True),
         ("c", False, False),
     ]
+
+
+def test_the_hub_counts_as_unreachable_only_while_no_node_has_it() -> None:
+    cut, longer = status(hub_unreachable_since=200.0), status(hub_unreachable_since=100.0)
+    assert merge(None, [cut, longer]).hub_unreachable_since == 100.0
+    assert merge(None, [cut, status()]).hub_unreachable_since == 0.0
+    assert merge(status(from_hub=True), [cut]).hub_unreachable_since == 0.0
