@@ -146,7 +146,7 @@ def jobs(seed: int, nodes: Sequence[str]) -> Iterator[Job]:
             nodes=taking_part,
             min_members=draw.randint(1, size),
             workers=draw.randint(1, 2),
-            work=draw.uniform(1.0, 6.0),
+            work=draw.uniform(0.5, 4.0),
             manner=manner,
             max_restarts=draw.randint(0, 3) if manner is Manner.HOPELESS else draw.choice((1, 5, 50)),
             stop_after=draw.uniform(0.5, 10.0) if draw.random() < 0.3 else None,

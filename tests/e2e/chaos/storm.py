@@ -45,9 +45,9 @@ class Wish:
     """Ends after so many, or never if that is 0."""
     seconds: float = 0.0
     """Ends after so long, if that is not 0."""
-    rate: float = 3.0
+    rate: float = 6.0
     """Faults a second."""
-    runs: int = 6
+    runs: int = 8
     """At once."""
     kinds: tuple[Kind, ...] = tuple(KINDS)
 
