@@ -32,6 +32,10 @@ class Contacts:
         """What is known now; never valid if the hub has not answered yet."""
         return self._newest
 
+    def lapsed(self, now: float) -> bool:
+        """Whether the hub may have counted this node out since it answered last: its words may be stale."""
+        return now >= max(self._newest.sent_at, self._hello_sent) + self._lease
+
     def dialled(self, now: float) -> None:
         """A hello leaves on a new stream; what is under way on older ones is not answered any more."""
         self._hello_sent = now

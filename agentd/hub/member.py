@@ -321,6 +321,9 @@ class MemberSession:
             ear.heard(_now())
             if isinstance(message, HubLeaving):
                 raise Unreachable(self._link.address, message.reason)
+            if isinstance(message, Assignment) and self._contacts.lapsed(boottime()):
+                # It lay unread while this node was held up: the hub says again which place it has.
+                raise Unreachable(self._link.address, "its word of a new round came too late")
             self._hear(message)
 
     async def _speak(self, stream: HubStream) -> None:
