@@ -5,11 +5,16 @@ The kernel drops a lock with its process, so nothing stale can be left by `kill 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from agentd.daemon.exits import AlreadyRunning
+
+FILE_NAME = "agentd.lock"
+"""In a state directory."""
 
 
 class FileLock:
@@ -30,8 +35,10 @@ class FileLock:
                     # Its former holder removed it between our open and our lock.
                     os.close(fd)
                     continue
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+                # A full disk keeps no pid: then it is not known who has the lock, but nobody else gets it.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
                 return cls(path, fd)
             except BlockingIOError:
                 pid = _holder(fd)
@@ -47,9 +54,41 @@ class FileLock:
             return
         # Removed while still locked: whoever waits on the old file sees that it is gone.
         if _is_still_at(self.path, self._fd):
-            Path(self.path).unlink()
+            with contextlib.suppress(OSError):  # a disk that is read-only by now
+                Path(self.path).unlink()
         os.close(self._fd)
         self._fd = -1
+
+
+@contextlib.contextmanager
+def folder_locked(path: str, what: str) -> Iterator[bool]:
+    """Lock a folder itself while the block runs; False: its file system has no such locks.
+
+    Raises `AlreadyRunning`, and `OSError` if it cannot be opened.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except BlockingIOError:
+            raise AlreadyRunning(what, _holder_of(os.path.join(path, FILE_NAME))) from None
+        except OSError:
+            locked = False
+        yield locked
+    finally:
+        os.close(fd)
+
+
+def _holder_of(lock_file: str) -> int | None:
+    try:
+        fd = os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        return _holder(fd)
+    finally:
+        os.close(fd)
 
 
 def _is_still_at(path: str, fd: int) -> bool:

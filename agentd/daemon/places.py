@@ -12,10 +12,9 @@ from agentd.api.targets import Target, default_socket
 from agentd.config import Config
 from agentd.daemon.exits import StateDirUnusable
 from agentd.daemon.listen import claim_port, claim_socket, plan, resolve_host
-from agentd.daemon.locks import FileLock
+from agentd.daemon.locks import FILE_NAME, FileLock, folder_locked
 from agentd.procs.node import listener_pid
-
-LOCK_FILE = "agentd.lock"
+from agentd.procs.resources import SHORTAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +46,28 @@ def claimed(config: Config) -> Iterator[Places]:
 @contextlib.contextmanager
 def state_dir_locked(path: str) -> Iterator[None]:
     """Own a state directory, made if it is not there. Raises `StartFailed`."""
+    what = f"state directory {path}"
+    with contextlib.ExitStack() as stack:
+        try:
+            Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Also that of the folder itself: where the disk takes no file it is all there is.
+            folder_is_ours = stack.enter_context(folder_locked(path, what))
+            stack.enter_context(_file_locked(path, what, needed=not folder_is_ours))
+        except OSError as error:
+            raise StateDirUnusable(path, os.strerror(error.errno or 0).lower()) from None
+        yield
+
+
+@contextlib.contextmanager
+def _file_locked(folder: str, what: str, *, needed: bool) -> Iterator[None]:
+    """The lock that names its holder. Not `needed`: where the disk takes no file, it may be missing."""
     try:
-        Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = FileLock.acquire(os.path.join(path, LOCK_FILE), f"state directory {path}")
+        lock = FileLock.acquire(os.path.join(folder, FILE_NAME), what)
     except OSError as error:
-        raise StateDirUnusable(path, os.strerror(error.errno or 0).lower()) from None
+        if needed or error.errno not in SHORTAGES:
+            raise
+        yield
+        return
     try:
         yield
     finally:

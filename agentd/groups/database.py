@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ CHECK_S = 5.0
 """A file so big that its check takes longer is used after as much of it was checked."""
 WAIT_S = 5.0
 """For another process that has the file locked."""
+
+SHARED_MEMORY = "/dev/shm"
 
 _TABLES = ("meta", "runs", "groups", "hub", "events", "elastic_events")
 _PROGRESS = 10_000
@@ -101,6 +105,27 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         if version > VERSION:
             raise NewerSchema(version, VERSION)
         yield db
+
+
+@contextlib.contextmanager
+def copied(path: Path) -> Iterator[sqlite3.Connection]:
+    """A copy of the file with all that was ever committed, at this schema, where the disk takes no write.
+
+    Nobody may have the file open. Raises `OSError`, also if no other disk takes the copy, as SQLite does, and
+    `NewerSchema`.
+    """
+    with tempfile.TemporaryDirectory(prefix="agentd-journal-", dir=_elsewhere()) as folder:
+        shutil.copyfile(path, Path(folder, path.name))
+        for suffix in ("-wal", "-journal"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(f"{path}{suffix}", Path(folder, f"{path.name}{suffix}"))
+        with contextlib.closing(connect(Path(folder, path.name))) as db:
+            yield db
+
+
+def _elsewhere() -> str | None:
+    """Memory, if it is there: a disk that is full may be that of the temporary files, too."""
+    return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else None
 
 
 def _checked(db: sqlite3.Connection) -> str:

@@ -23,7 +23,7 @@ from agentd.api.errors import JournalUnavailable
 from agentd.api.history import EventKind
 from agentd.core.conditions import Condition
 from agentd.groups.agentuid import FILE_NAME, agent_uid
-from agentd.groups.database import Opened, is_damage, open_database, reading
+from agentd.groups.database import Opened, copied, is_damage, open_database, reading
 from agentd.groups.records import HubRow, Record
 from agentd.groups.remembered import Remembered, read
 from agentd.groups.schema import NewerSchema
@@ -67,6 +67,8 @@ class Journal:
         self._queue = _Queue()
         self._thread: threading.Thread | None = None
         self._behind = False
+        self._introduced = False
+        """Whether the file knows of this start."""
         self.agent_uid = ""
         """Made once in this state directory."""
         self.daemon_starts = 0
@@ -143,32 +145,77 @@ class Journal:
         loop = opened.get_loop()
         with contextlib.ExitStack() as stack:
             try:
-                db = stack.enter_context(contextlib.closing(self._open()))
-                self.former = _former(db)
-                self.agent_uid, self.daemon_starts = _introduce(db, self._path.parent)
-                # Before it is tidied: the processes of a group whose run is lost are still to be ended.
-                self.remembered = read(db)
-                self._tell_damage(self.remembered.unreadable)
-                _tidy_if_possible(db)
+                begun = self._begun()
             except BaseException as error:  # noqa: BLE001 - whatever it is, `start` must not wait for ever
                 loop.call_soon_threadsafe(_fail, opened, error)
                 return
             loop.call_soon_threadsafe(_resolve, opened)
+            db = stack.enter_context(contextlib.closing(begun or self._reopened()))
             while self._queue.drain(db):
-                db = stack.enter_context(contextlib.closing(self._reopened(db)))
+                db.close()
+                db = stack.enter_context(contextlib.closing(self._reopened()))
+
+    def _begun(self) -> sqlite3.Connection | None:
+        """The database, read. None: the disk takes no write now, and it was read as it is."""
+        try:
+            db = self._open()
+            try:
+                self._learn(db)
+                self._introduce(db)
+                _tidy_if_possible(db)
+            except BaseException:
+                db.close()
+                raise
+        except (sqlite3.Error, OSError) as error:
+            self._read_copy(error)
+            return None
+        return db
+
+    def _learn(self, db: sqlite3.Connection) -> None:
+        self.former = _former(db)
+        # Before it is tidied: the processes of a group whose run is lost are still to be ended.
+        self.remembered = read(db)
+        self._tell_damage(self.remembered.unreadable)
+
+    def _introduce(self, db: sqlite3.Connection) -> None:
+        self.agent_uid, self.daemon_starts = _introduce(db, self._path.parent, self.daemon_starts)
+        self._introduced = True
+
+    def _read_copy(self, problem: Exception) -> None:
+        """Learn from a copy on another disk. Raises `problem` if there is nothing, or no place for it."""
+        self.damage = ()
+        try:
+            with copied(self._path) as db:
+                self._learn(db)
+                meta = dict(db.execute("SELECT key, value FROM meta"))
+                self.agent_uid = agent_uid(self._path.parent, str(meta["agent_uid"]))
+                # It cannot be counted up on disk: above all that was given out before, as the clock goes.
+                self.daemon_starts = max(int(meta["daemon_starts"]), int(time.time())) + 1
+        except (sqlite3.Error, OSError, KeyError, ValueError):
+            raise problem from None
+        facts = {"path": str(self._path), "problem": str(problem)}
+        _log.error("the journal takes no write; agentd begins with what it says", extra=facts)
+        self._queue.problem = f"{problem}; agentd began with what it could read"
 
     def _open(self) -> sqlite3.Connection:
         found: Opened = open_database(self._path, time.time())
         self._tell_damage(found.damage)
         return found.db
 
-    def _reopened(self, damaged: sqlite3.Connection) -> sqlite3.Connection:
-        """The file was found damaged while it was written."""
-        damaged.close()
+    def _reopened(self) -> sqlite3.Connection:
+        """The file once it can be written: it was found damaged, or took no write when agentd began."""
+        db: sqlite3.Connection | None = None
         while True:
             try:
-                return self._open()
+                # Kept over the tries: it is checked as a whole when it is opened.
+                db = db or self._open()
+                if not self._introduced:
+                    self._introduce(db)
+                return db
             except (sqlite3.Error, OSError) as error:
+                if db is not None and isinstance(error, sqlite3.Error) and is_damage(error):
+                    db.close()
+                    db = None
                 if self._queue.failed(str(error)):
                     return sqlite3.connect(":memory:")
 
@@ -286,14 +333,18 @@ def _former(db: sqlite3.Connection) -> Former | None:
     return Former(last[0] == EventKind.AGENTD_ENDED, boot[0] if boot else "")
 
 
-def _introduce(db: sqlite3.Connection, state_dir: Path) -> tuple[str, int]:
-    """The agent's uid and the number of this start, which is above those of all earlier ones."""
+def _introduce(db: sqlite3.Connection, state_dir: Path, given: int) -> tuple[str, int]:
+    """The agent's uid and the number of this start, which is above those of all earlier ones.
+
+    `given`: the number that it has already.
+    """
     known = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('agent_uid', 'daemon_starts')"))
     is_first = not known and not Path(state_dir, FILE_NAME).exists()
     uid = agent_uid(state_dir, str(known.get("agent_uid", "")))
     counted = "0" if is_first else str(known.get("daemon_starts", ""))
     # A count that was lost had begun at 0, and no start takes as little as a second.
     starts = (int(counted) if counted.isdecimal() and len(counted) < _MANY else int(time.time())) + 1
+    starts = max(starts, given)
     with db:
         db.execute("INSERT OR REPLACE INTO meta VALUES ('agent_uid', ?)", (uid,))
         db.execute("INSERT OR REPLACE INTO meta VALUES ('daemon_starts', ?)", (str(starts),))

@@ -21,6 +21,7 @@ from agentd.api.errors import (
     AgentError,
     InvalidSpec,
     NodeDegraded,
+    NodeDrained,
     NotRunning,
     ProgramUnusable,
     RunConflict,
@@ -31,8 +32,10 @@ from agentd.api.errors import (
 from agentd.api.types import (
     TERMINAL,
     ControllerLease,
+    Drain,
     GroupRef,
     Phase,
+    RunRef,
     RunRequest,
     RunStatus,
     StopRequest,
@@ -42,7 +45,7 @@ from agentd.api.types import (
 )
 from agentd.core.conditions import Condition
 from agentd.core.specs import MAX_INCARNATION, MAX_REQUEST_ID, check_name, differing_fields, validate
-from agentd.groups import history
+from agentd.groups import drain, history
 from agentd.groups.admission import Machine, RolePlan, plan_node
 from agentd.groups.board import Board, RunKey
 from agentd.groups.conditions import Conditions
@@ -132,6 +135,8 @@ class Registry:
         self._ended: OrderedDict[RunKey, _Ended] = OrderedDict()
         self._admissions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._background: set[asyncio.Task[None]] = set()
+        self.drain: Drain | None = journal.remembered.drain
+        """Set while an operator wants the node empty: it takes no new run, see `agentd.groups.drain`."""
         self.ending = False
         """Whether new runs are refused because agentd goes away."""
 
@@ -187,7 +192,7 @@ class Registry:
     @property
     def accepting(self) -> bool:
         """Whether a Run would be taken, as far as the node as a whole is concerned."""
-        return not self.ending and self._conditions.ready
+        return not self.ending and self.drain is None and self._conditions.ready
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -224,6 +229,8 @@ class Registry:
                 return known, False
             if self.ending:
                 raise AgentdEnding(self._node_id)
+            if self.drain is not None:
+                raise NodeDrained(self._node_id, drain.why(self.drain))
             condition, problem, next_step = self._conditions.refusal
             if condition:
                 raise NodeDegraded(self._node_id, condition, problem, next_step)
@@ -336,6 +343,18 @@ class Registry:
         """Worker groups that have not ended."""
         return tuple(ref for run in self._live.values() for ref in run.group_refs())
 
+    def runs_with_groups(self) -> tuple[RunKey, ...]:
+        """The runs that have something here that is not over."""
+        return tuple(key for key, run in self._live.items() if run.group_refs())
+
+    def hub_of(self) -> tuple[RunRef, ...]:
+        """Live runs whose hub is here."""
+        return tuple(
+            RunRef(run_id=run_id, incarnation=incarnation)
+            for (run_id, incarnation), run in self._live.items()
+            if run.part.hub_here
+        )
+
     def health(self, run_id: str, role: str | None) -> bool:
         """Whether a run's groups here, or the one of a role, do their work. Raises `RunNotFound`."""
         status = self._board.get(run_id)
@@ -414,7 +433,10 @@ class Registry:
             raise RunConflict(request.spec.run_id, fields)
         return self._board.get(*run.part.key)
 
-    async def _begin(self, request: RunRequest, former_logs: tuple[WorkerLog, ...] = ()) -> RunStatus:
+    async def _begin(
+        self, request: RunRequest, former_logs: tuple[WorkerLog, ...] = (), *, known: bool = False
+    ) -> RunStatus:
+        """`known`: the journal has the run already; a disk that takes no write must not end it."""
         spec = request.spec
         validate(spec)
         self._check_node_name(request)
@@ -422,10 +444,12 @@ class Registry:
         former = self._live.get((spec.run_id, request.incarnation))
         self._devices.reserve(spec.run_id, (d for plan in plans for d in plan.role.devices))
         if former is not None:
+            # A Stop of its earlier part, which is over, must not be carried out on this one.
+            await self._journal.write(former.part.row(former.status))
             former.take_on(plans)
             return self._board.get(*former.part.key)
         try:
-            run = await self._promise(request, plans, former_logs)
+            run = await self._promise(request, plans, former_logs, known)
         except BaseException:
             self._devices.release(spec.run_id)
             raise
@@ -437,7 +461,11 @@ class Registry:
         return self._board.get(*run.part.key)
 
     async def _promise(
-        self, request: RunRequest, plans: tuple[RolePlan, ...], former_logs: tuple[WorkerLog, ...]
+        self,
+        request: RunRequest,
+        plans: tuple[RolePlan, ...],
+        former_logs: tuple[WorkerLog, ...],
+        known: bool,
     ) -> NodeRun:
         """Journal the run before anything of it happens, so that the next agentd would know of it."""
         part = await self._make_part(request, plans)
@@ -450,7 +478,8 @@ class Registry:
             for plan in plans
         )
         try:
-            await self._journal.require(part.row(run.status), *groups)
+            write = self._journal.write if known else self._journal.require
+            await write(part.row(run.status), *groups)
             if part.hub_here and not request.join:
                 self._rendezvous.create(part.spec, incarnation, part.address)
         except BaseException:
@@ -528,9 +557,11 @@ class Registry:
 
     async def _rejoin(self, former: FormerRun) -> None:
         row = former.row
-        stays_out = bool(row.spec.no_rejoin and former.lost and not former.groups)
-        if stays_out and (row.hub_address or not former.has_others(self._node_id)):
-            self._lose(former, f"{former.what_happened}, and the run asks for no rejoin")
+        wish = read_wish(row.wish, row.incarnation)
+        left = self._leaves(wish)
+        stays_out = not former.groups and bool(left or (row.spec.no_rejoin and former.lost))
+        if stays_out and (row.hub_address or not (left or former.has_others(self._node_id))):
+            self._lose(former, f"{former.what_happened}, and {left or 'the run asks for no rejoin'}")
             if row.hub_address:
                 address = await self._advertise(row.hub_address)
                 self._in_background(tell_gone(self._rendezvous, row, address))
@@ -548,9 +579,15 @@ class Registry:
         elif former.groups:
             await self._go_on(former, await self._plans_beside(former))
         else:
-            await self._begin(former.request, former.logs)
-        if wish := read_wish(row.wish, row.incarnation):
+            await self._begin(former.request, former.logs, known=True)
+        if wish is not None:
             self._carry_out(self._live[row.run_id, row.incarnation], wish)
+
+    def _leaves(self, wish: StopRequest | None) -> str:
+        """Why this node is to have no part in a run that goes on; empty: it may."""
+        if self.drain is not None and drain.time_left(self.drain, time.time()) == 0.0:
+            return "the node is drained"
+        return "it was leaving the run" if wish is not None and wish.scope is StopScope.LEAVE else ""
 
     async def _plans_beside(self, former: FormerRun) -> tuple[RolePlan, ...]:
         """For the groups that had not begun or cannot go on."""
