@@ -7,6 +7,10 @@ MAKEFLAGS   += --no-print-directory
 PYTHON   ?= python3
 WORKERS  ?= 2
 ARGS     ?=
+SEED     ?=
+FAULTS   ?=
+MINUTES  ?=
+KINDS    ?=
 VENV     := .venv
 BIN      := $(VENV)/bin
 STAMP    := $(VENV)/.stamp
@@ -14,7 +18,7 @@ PYTEST    = $(BIN)/python -m pytest $(ARGS)
 PARALLEL  = -n $(WORKERS) --dist worksteal
 STAGE     = $(BIN)/python tools/stage.py
 
-.PHONY: help compiled venv proto docs gates unit integration e2e test demo bench soak test-deps clean
+.PHONY: help compiled venv proto docs gates unit integration e2e test demo bench soak chaos test-deps clean
 
 help:  ## show what can be made
 	@echo "agentd: make <target>   (PYTHON=python3.12 picks an interpreter, ARGS='-k name' reaches pytest)"
@@ -66,6 +70,10 @@ bench: compiled  ## first figures, beside torchrun's where torch is installed
 
 soak: compiled  ## the tests that run for minutes
 	@$(PYTEST) -m soak --timeout 1800 tests
+
+chaos: compiled  ## a storm of faults over five agentds: SEED=, FAULTS= or MINUTES=, KINDS=WORKER_KILL,... (root)
+	@SEED=$(SEED) FAULTS=$(FAULTS) MINUTES=$(MINUTES) KINDS=$(KINDS) \
+		$(PYTEST) -q -s -m soak --timeout 0 tests/e2e/chaos/test_chaos.py::test_a_storm_as_asked_for
 
 test-deps: venv  ## what the optional tests need: torch by pip, buf and grpc-js by npm, system packages by apt when root
 	@$(BIN)/python tools/testdeps.py
