@@ -40,6 +40,9 @@ _RULES: Mapping[types.LocalWorldSizeRule, run.LocalWorldSizeRule.ValueType] = {
 _ISOLATIONS: Mapping[types.IsolationPolicy, run.IsolationPolicy.ValueType] = {
     policy: run.IsolationPolicy.Value(f"ISOLATION_POLICY_{policy.name}") for policy in types.IsolationPolicy
 }
+_DRAIN_MODES: Mapping[types.DrainMode, service.DrainMode.ValueType] = {
+    mode: service.DrainMode.Value(f"DRAIN_MODE_{mode.name}") for mode in types.DrainMode
+}
 _SCOPES: Mapping[types.StopScope, service.StopScope.ValueType] = {
     scope: service.StopScope.Value(f"STOP_SCOPE_{scope.name}") for scope in types.StopScope
 }
@@ -599,12 +602,9 @@ def node_info_to_message(info: types.NodeInfo) -> service.GetNodeResponse:
         conditions=info.conditions,
         condition_details=info.condition_details,
         started_at=timestamp_to_message(info.started_at),
-        groups=[
-            service.GroupRef(
-                run_id=ref.run_id, incarnation=ref.incarnation, role=ref.role, phase=PHASES[ref.phase]
-            )
-            for ref in info.groups
-        ],
+        groups=map(_group_ref_to_message, info.groups),
+        drain=None if info.drain is None else drain_to_message(info.drain),
+        hub_of=map(_run_ref_to_message, info.hub_of),
     )
     for name in _PLAIN_NODE_FIELDS:
         setattr(message, name, getattr(info, name))
@@ -618,17 +618,94 @@ def node_info_from_message(message: service.GetNodeResponse) -> types.NodeInfo:
         conditions=tuple(message.conditions),
         condition_details=dict(message.condition_details),
         started_at=timestamp_from_message(message.started_at),
-        groups=tuple(
-            types.GroupRef(
-                run_id=ref.run_id,
-                incarnation=ref.incarnation,
-                role=ref.role,
-                phase=phase_from_message(ref.phase),
-            )
-            for ref in message.groups
-        ),
+        groups=tuple(map(_group_ref_from_message, message.groups)),
+        drain=drain_from_message(message.drain) if message.HasField("drain") else None,
+        hub_of=tuple(map(_run_ref_from_message, message.hub_of)),
         **{name: getattr(message, name) for name in _PLAIN_NODE_FIELDS},
     )
+
+
+def drain_request_to_message(request: types.DrainRequest) -> service.DrainRequest:
+    """The message of a Drain call."""
+    return service.DrainRequest(
+        mode=_DRAIN_MODES[request.mode],
+        deadline=_optional_duration(request.deadline),
+        grace=_optional_duration(request.grace),
+        reason=request.reason,
+    )
+
+
+def drain_request_from_message(message: service.DrainRequest) -> types.DrainRequest:
+    """The Drain call of a message."""
+    return types.DrainRequest(
+        mode=_enum_from_message(_DRAIN_MODES, message.mode, types.DrainMode.WAIT, "mode"),
+        deadline=_duration_field(message, "deadline"),
+        grace=_duration_field(message, "grace"),
+        reason=message.reason,
+    )
+
+
+def drain_to_message(drain: types.Drain) -> service.Drain:
+    """The message of a drain in force."""
+    return service.Drain(
+        mode=_DRAIN_MODES[drain.mode],
+        since=timestamp_to_message(drain.since),
+        deadline=timestamp_to_message(drain.deadline),
+        reason=drain.reason,
+        grace=_optional_duration(drain.grace),
+    )
+
+
+def drain_from_message(message: service.Drain) -> types.Drain:
+    """The drain of a message."""
+    return types.Drain(
+        mode=_enum_from_message(_DRAIN_MODES, message.mode, types.DrainMode.WAIT, "mode"),
+        since=timestamp_from_message(message.since),
+        deadline=timestamp_from_message(message.deadline),
+        reason=message.reason,
+        grace=_duration_field(message, "grace"),
+    )
+
+
+def drain_report_to_message(report: types.DrainReport) -> service.DrainResponse:
+    """The answer to a Drain call."""
+    return service.DrainResponse(
+        drain=drain_to_message(report.drain),
+        groups=map(_group_ref_to_message, report.groups),
+        hub_of=map(_run_ref_to_message, report.hub_of),
+    )
+
+
+def drain_report_from_message(message: service.DrainResponse) -> types.DrainReport:
+    """What the answer to a Drain call tells."""
+    return types.DrainReport(
+        drain=drain_from_message(message.drain),
+        groups=tuple(map(_group_ref_from_message, message.groups)),
+        hub_of=tuple(map(_run_ref_from_message, message.hub_of)),
+    )
+
+
+def _group_ref_to_message(ref: types.GroupRef) -> service.GroupRef:
+    return service.GroupRef(
+        run_id=ref.run_id, incarnation=ref.incarnation, role=ref.role, phase=PHASES[ref.phase]
+    )
+
+
+def _group_ref_from_message(message: service.GroupRef) -> types.GroupRef:
+    return types.GroupRef(
+        run_id=message.run_id,
+        incarnation=message.incarnation,
+        role=message.role,
+        phase=phase_from_message(message.phase),
+    )
+
+
+def _run_ref_to_message(ref: types.RunRef) -> service.RunRef:
+    return service.RunRef(run_id=ref.run_id, incarnation=ref.incarnation)
+
+
+def _run_ref_from_message(message: service.RunRef) -> types.RunRef:
+    return types.RunRef(run_id=message.run_id, incarnation=message.incarnation)
 
 
 def phase_from_message(value: run.Phase.ValueType) -> types.Phase:
@@ -663,7 +740,9 @@ def _optional_duration(seconds: float | None) -> Duration | None:
     return None if seconds is None else duration_to_message(seconds)
 
 
-def _duration_field(message: run.RunSpec | service.StopRequest, name: str) -> float | None:
+def _duration_field(
+    message: run.RunSpec | service.StopRequest | service.DrainRequest | service.Drain, name: str
+) -> float | None:
     if not message.HasField(name):  # type: ignore[arg-type]
         return None
     return duration_from_message(getattr(message, name), name)

@@ -61,6 +61,15 @@ class StopScope(str, enum.Enum):
     """This node leaves; the others go on."""
 
 
+class DrainMode(str, enum.Enum):
+    """What becomes of the runs of a drained node."""
+
+    WAIT = "wait"
+    """They go on to their end, over restarts too."""
+    MOVE = "move"
+    """The node leaves them; the others go on."""
+
+
 class LogStream(str, enum.Enum):
     """One of a worker's two output files."""
 
@@ -351,6 +360,49 @@ class GroupRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunRef:
+    """A run by its name."""
+
+    run_id: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainRequest:
+    """The operator's wish to have a node empty."""
+
+    mode: DrainMode = DrainMode.WAIT
+    deadline: float | None = None
+    """Mode WAIT: in so many seconds the node leaves what is still there. None: never."""
+    grace: float | None = None
+    """From SIGTERM to SIGKILL for workers of runs that are left. None: each run's own."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """A node that takes no new run because an operator wants it empty."""
+
+    mode: DrainMode
+    since: float
+    """Of the first drain since the node was given back, by its clock."""
+    deadline: float = 0.0
+    """When the node leaves what is still there, by its clock. 0: never."""
+    reason: str = ""
+    grace: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainReport:
+    """A drain as it is in force, and what is still on the node."""
+
+    drain: Drain
+    groups: tuple[GroupRef, ...] = ()
+    hub_of: tuple[RunRef, ...] = ()
+    """Live runs whose hub is the node: they would end with its machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeInfo:
     """Who a node is and how it is."""
 
@@ -382,3 +434,7 @@ class NodeInfo:
     """For people: what a condition is about, by its name."""
     agentd_resident_bytes: int = 0
     hostname: str = ""
+    drain: Drain | None = None
+    """None: it takes runs, as far as its operator is concerned."""
+    hub_of: tuple[RunRef, ...] = ()
+    """Live runs whose hub is here, with or without workers here."""

@@ -29,15 +29,16 @@ class HealthKeeper:
     def serving(self, serving: bool) -> None:
         """The daemon serves, or it begins to go away."""
         self._serving = serving
-        self._refresh()
+        self.refresh()
 
     async def keep(self) -> None:
         """Run until cancelled."""
         while True:
-            self._refresh()
+            self.refresh()
             await asyncio.sleep(LOOK_INTERVAL)
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Look now: something that is not looked at often is another one."""
         alive = Health.SERVING if self._serving else Health.NOT_SERVING
         accepting = Health.SERVING if self._serving and self._facts.accepting else Health.NOT_SERVING
         self._book.set({DAEMON: alive, AGENT: accepting, RENDEZVOUS: alive})

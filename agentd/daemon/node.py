@@ -16,7 +16,7 @@ import grpc
 
 from agentd import __version__
 from agentd.api.targets import Target
-from agentd.api.types import GroupRef, NodeInfo
+from agentd.api.types import Drain, GroupRef, NodeInfo, RunRef
 from agentd.core.conditions import Condition
 from agentd.daemon.threads import in_own_thread
 from agentd.procs.node import NodeFacts, look
@@ -35,9 +35,14 @@ class Groups(Protocol):
     def ending(self) -> bool: ...
 
     @property
+    def drain(self) -> Drain | None: ...
+
+    @property
     def problems(self) -> Mapping[str, str]: ...
 
     def group_refs(self) -> tuple[GroupRef, ...]: ...
+
+    def hub_of(self) -> tuple[RunRef, ...]: ...
 
 
 class NodeReporter:
@@ -94,6 +99,8 @@ def _node_info(
     info = replace(
         fixed,
         ending=groups.ending,
+        drain=groups.drain,
+        hub_of=groups.hub_of(),
         groups=groups.group_refs(),
         conditions=tuple(problems),
         condition_details=problems,

@@ -27,6 +27,7 @@ from agentd.daemon.resources import ResourceWatch
 from agentd.groups import history
 from agentd.groups.archive import Archive
 from agentd.groups.conditions import Conditions
+from agentd.groups.drain import Drainage
 from agentd.groups.journal import DAMAGED, Former, Journal
 from agentd.groups.layout import DATABASE
 from agentd.groups.logcap import LogCap
@@ -98,9 +99,13 @@ async def opened(
             advertised_address=advertised.default,
         )
         handover = Handover(config.node_id, config.host_mode, hand_over)
+        health = HealthKeeper(book, registry)
+        drainage = Drainage(config.node_id, registry, journal, health.refresh)
+        drainage.start()
+        stack.push_async_callback(drainage.close)
         add_services(
             server,
-            agent=AgentServicer(registry, logs, node, archive, handover, streams),
+            agent=AgentServicer(registry, logs, node, archive, handover, drainage, streams),
             rendezvous=RendezvousServicer(hub),
             health=HealthServicer(book, streams, config.node_id),
         )
@@ -109,7 +114,6 @@ async def opened(
         stack.push_async_callback(_cancelled, retention)
         capping = asyncio.create_task(LogCap(config.state_dir, config.logs.cap, registry).keep())
         stack.push_async_callback(_cancelled, capping)
-        health = HealthKeeper(book, registry)
         keeping = asyncio.create_task(health.keep())
         stack.push_async_callback(_cancelled, keeping)
         yield Parts(journal, registry, hub, health, streams, advertised.default)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from agentd.api.history import EventKind, EventWorker
 from agentd.api.signals import signal_name
-from agentd.api.types import Failure, Phase, RunStatus, StopRequest, StopScope, WorkerStatus
+from agentd.api.types import Drain, DrainMode, Failure, Phase, RunStatus, StopRequest, StopScope, WorkerStatus
 from agentd.core import group_events as ev
 from agentd.core.group import GroupState
 from agentd.groups.records import EventRow, RunRow
@@ -124,6 +124,22 @@ def agentd_started(*, version: str, pid: int, starts: int, former: str, now: flo
 def agentd_ended(*, pid: int, reason: str, now: float) -> EventRow:
     """It goes away, and says so."""
     return EventRow(time=now, kind=EventKind.AGENTD_ENDED.value, detail=f"pid {pid}: {reason}")
+
+
+def node_drained(drain: Drain, caller: str, now: float) -> EventRow:
+    """An operator wants the node empty. `caller`: where they call from."""
+    until = "" if drain.mode is DrainMode.MOVE else "its runs may end here"
+    if drain.deadline:
+        until = f"its runs may end here for {drain.deadline - now:.0f} s more"
+    detail = f"no new run; {until or 'it leaves its runs'}, asked from {caller or 'here'}"
+    reason = f": {drain.reason}" if drain.reason else ""
+    return EventRow(time=now, kind=EventKind.NODE_DRAINED.value, detail=detail + reason)
+
+
+def node_undrained(caller: str, now: float) -> EventRow:
+    """It takes runs again."""
+    detail = f"runs are taken again, asked from {caller or 'here'}"
+    return EventRow(time=now, kind=EventKind.NODE_UNDRAINED.value, detail=detail)
 
 
 def journal_damaged(what: str, now: float) -> EventRow:

@@ -229,4 +229,21 @@ def _object(text: str) -> dict[str, Any]:
     return found
 
 
-Record: TypeAlias = RunRow | ForgetRun | GroupRow | HubRow | EventRow | ElasticEventRow
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainRow:
+    """The operator's drain of the node, as `agentd.groups.drain` writes and reads it."""
+
+    text: str
+    """Empty: the node is not drained."""
+
+    def key(self) -> Hashable:
+        return ("drain",)
+
+    def write(self, db: sqlite3.Connection) -> None:
+        if self.text:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('drain', ?)", (self.text,))
+        else:
+            db.execute("DELETE FROM meta WHERE key = 'drain'")
+
+
+Record: TypeAlias = DrainRow | RunRow | ForgetRun | GroupRow | HubRow | EventRow | ElasticEventRow

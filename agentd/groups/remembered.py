@@ -12,8 +12,9 @@ from google.protobuf.message import DecodeError
 
 from agentd.api.convert import run_spec_from_message, run_status_from_message
 from agentd.api.errors import AgentError
-from agentd.api.types import Phase
+from agentd.api.types import Drain, Phase
 from agentd.groups.records import GroupRow, HubRow, RunRow
+from agentd.groups.wish import read_drain
 from agentd.v1 import run_pb2
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ _GROUPS = (
     "directory, reason, state, sequence FROM groups"
 )
 _HUBS = "SELECT run_id, incarnation, record FROM hub"
+_DRAIN = "SELECT key, value FROM meta WHERE key = 'drain'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,8 @@ class Remembered:
     runs: tuple[RunRow, ...] = ()
     groups: tuple[GroupRow, ...] = ()
     hubs: tuple[HubRow, ...] = ()
+    drain: Drain | None = None
+    """The operator's drain of the node, if there is one."""
     unreadable: tuple[str, ...] = ()
     """What could not be read, a phrase each."""
 
@@ -52,11 +56,14 @@ def read(db: sqlite3.Connection) -> Remembered:
         runs = tuple(rows(db, _RUNS, "runs", _run_row, problems))
         groups = tuple(rows(db, _GROUPS, "groups", _group_row, problems))
         hubs = tuple(rows(db, _HUBS, "hub", _hub_row, problems))
+        drains = tuple(rows(db, _DRAIN, "meta", _drain, problems))
     finally:
         db.text_factory = text_factory
     if len(problems) > _NAMED:
         problems[_NAMED:] = [f"{len(problems) - _NAMED} more rows"]
-    return Remembered(runs=runs, groups=groups, hubs=hubs, unreadable=tuple(problems))
+    return Remembered(
+        runs=runs, groups=groups, hubs=hubs, drain=drains[0] if drains else None, unreadable=tuple(problems)
+    )
 
 
 def rows(
@@ -136,6 +143,10 @@ def _hub_row(run_id: object, incarnation: object, record: object) -> HubRow:
     row = HubRow(run_id=as_text(run_id), incarnation=as_number(incarnation), record=as_text(record))
     _dict(row.record)
     return row
+
+
+def _drain(_key: object, value: object) -> Drain:
+    return read_drain(as_text(value))
 
 
 def _dict(text: str) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""A Stop that was accepted, as text for the journal: the next agentd carries out what this one could not."""
+"""What callers asked for and was accepted, as text for the journal: the next agentd carries it out."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
-from agentd.api.types import StopRequest
+from agentd.api.types import Drain, StopRequest
 from agentd.host.shaped import ShapeError, build
 
 
@@ -21,3 +22,17 @@ def read_wish(text: str, incarnation: int) -> StopRequest | None:
     except (ValueError, TypeError, RecursionError, ShapeError):
         return None
     return wish
+
+
+def drain_text(drain: Drain) -> str:
+    """The drain for the journal."""
+    return json.dumps({**asdict(drain), "mode": drain.mode.value})
+
+
+def read_drain(text: str) -> Drain:
+    """The drain. Raises `ValueError` or `RecursionError` where none can be read."""
+    try:
+        drain: Drain = build(Drain, json.loads(text), "drain")
+    except ShapeError as error:
+        raise ValueError(str(error)) from None
+    return drain

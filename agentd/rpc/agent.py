@@ -11,7 +11,7 @@ from agentd.api import convert, historywire
 from agentd.api.errors import InvalidSpec
 from agentd.api.types import LogChunk, LogGap, RunStatus, StreamEnd
 from agentd.rpc.paging import page
-from agentd.rpc.ports import Handover, History, Logs, Node, Runs
+from agentd.rpc.ports import Drainage, Handover, History, Logs, Node, Runs
 from agentd.rpc.streams import OpenStreams, paced
 from agentd.v1 import agent_service_pb2 as pb
 from agentd.v1 import run_pb2
@@ -30,13 +30,21 @@ class AgentServicer(AgentServiceServicer):
     """What one agentd does for its callers."""
 
     def __init__(
-        self, runs: Runs, logs: Logs, node: Node, history: History, handover: Handover, streams: OpenStreams
+        self,
+        runs: Runs,
+        logs: Logs,
+        node: Node,
+        history: History,
+        handover: Handover,
+        drainage: Drainage,
+        streams: OpenStreams,
     ) -> None:
         self._runs = runs
         self._logs = logs
         self._node = node
         self._history = history
         self._handover = handover
+        self._drainage = drainage
         self._streams = streams
         self._messages = _Messages()
 
@@ -113,6 +121,14 @@ class AgentServicer(AgentServiceServicer):
 
     async def Handover(self, request: pb.HandoverRequest, context: Context) -> pb.HandoverResponse:
         return pb.HandoverResponse(pid=self._handover.ask(request.pid))
+
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
+        wish = convert.drain_request_from_message(request)
+        return convert.drain_report_to_message(await self._drainage.drain(wish, _caller(context)))
+
+    async def Undrain(self, request: pb.UndrainRequest, context: Context) -> pb.UndrainResponse:
+        before = await self._drainage.undrain(_caller(context))
+        return pb.UndrainResponse(drain=None if before is None else convert.drain_to_message(before))
 
 
 class _Messages:

@@ -8,6 +8,9 @@ from typing import Protocol
 from agentd.api.history import EndedRunsPage, EventsPage, EventsRequest
 from agentd.api.types import (
     ControllerLease,
+    Drain,
+    DrainReport,
+    DrainRequest,
     LogChunk,
     LogGap,
     LogsRequest,
@@ -49,6 +52,14 @@ class History(Protocol):
     async def events(self, request: EventsRequest) -> EventsPage: ...
 
     async def ended_runs(self, page_size: int, page_token: str) -> EndedRunsPage: ...
+
+
+class Drainage(Protocol):
+    """Whether the node takes new runs, by the wish of its operator."""
+
+    async def drain(self, request: DrainRequest, caller: str = "") -> DrainReport: ...
+
+    async def undrain(self, caller: str = "") -> Drain | None: ...
 
 
 class Handover(Protocol):

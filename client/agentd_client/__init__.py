@@ -21,6 +21,8 @@ from agentd.api.errors import (
     JournalUnavailable,
     LimitExceeded,
     LogNotFound,
+    NoControllerLease,
+    NodeDrained,
     NodeIdTaken,
     NoSuchDevice,
     NotRunning,
@@ -37,6 +39,10 @@ from agentd.api.history import Event, EventKind, EventWorker
 from agentd.api.types import (
     TERMINAL,
     Command,
+    ControllerLease,
+    Drain,
+    DrainMode,
+    DrainReport,
     EntrypointKind,
     Failure,
     GroupRef,
@@ -52,6 +58,7 @@ from agentd.api.types import (
     Phase,
     RendezvousSpec,
     RoleSpec,
+    RunRef,
     RunRequest,
     RunSpec,
     RunStatus,
@@ -61,6 +68,7 @@ from agentd.api.types import (
 )
 from agentd_client.aio import AsyncAgentClient, AsyncFleet, AsyncRunHandle
 from agentd_client.client import AgentClient, Fleet, RunHandle
+from agentd_client.drains import DrainEvent, DrainProgress
 from agentd_client.environment import DEFAULT_PATTERNS, PassedEnvironment, choose_environment
 from agentd_client.failures import (
     FleetUnreachable,
@@ -69,6 +77,7 @@ from agentd_client.failures import (
     RunRefused,
     StillRunning,
 )
+from agentd_client.keeping import AsyncLeaseKeeper, LeaseKeeper
 from agentd_client.nodes import Node
 from agentd_client.report import (
     HistoryItem,
@@ -94,10 +103,17 @@ __all__ = [
     "AgentdEnding",
     "AsyncAgentClient",
     "AsyncFleet",
+    "AsyncLeaseKeeper",
     "AsyncRunHandle",
     "Command",
+    "ControllerLease",
     "DeadlineExceeded",
     "DeviceInUse",
+    "Drain",
+    "DrainEvent",
+    "DrainMode",
+    "DrainProgress",
+    "DrainReport",
     "EntrypointKind",
     "Event",
     "EventKind",
@@ -114,6 +130,7 @@ __all__ = [
     "InternalError",
     "InvalidSpec",
     "JournalUnavailable",
+    "LeaseKeeper",
     "LimitExceeded",
     "LocalWorldSizeRule",
     "LogChunk",
@@ -124,9 +141,11 @@ __all__ = [
     "LogReceived",
     "LogStream",
     "LogsRequest",
+    "NoControllerLease",
     "NoSuchDevice",
     "Node",
     "NodeBack",
+    "NodeDrained",
     "NodeIdTaken",
     "NodeInfo",
     "NodeProblem",
@@ -147,6 +166,7 @@ __all__ = [
     "RunNotFound",
     "RunNotFoundAnywhere",
     "RunOver",
+    "RunRef",
     "RunRefused",
     "RunReport",
     "RunRequest",

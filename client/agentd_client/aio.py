@@ -14,6 +14,11 @@ from typing import Any
 
 from agentd.api.history import Event, EventsRequest
 from agentd.api.types import (
+    ControllerLease,
+    Drain,
+    DrainMode,
+    DrainReport,
+    DrainRequest,
     LogChunk,
     LogsRequest,
     LogStream,
@@ -25,10 +30,12 @@ from agentd.api.types import (
     StopScope,
 )
 from agentd_client.calls import DEFAULT_TIMEOUT_S
+from agentd_client.drains import DrainEvent
 from agentd_client.drive_aio import AsyncDriver, Finished
 from agentd_client.environment import PassedEnvironment
 from agentd_client.follow import PATIENCE_S
 from agentd_client.history import DEFAULT_LIMIT
+from agentd_client.keeping import AsyncLeaseKeeper
 from agentd_client.launch import Launched
 from agentd_client.nodes import Node, local_node, node_of, some_nodes_of
 from agentd_client.plan import Plan
@@ -120,6 +127,33 @@ class AsyncAgentClient(_Closing):
         where workers end with their agentd.
         """
         return await self._driver.run(self._plans.handover(pid))
+
+    async def drain(
+        self,
+        *,
+        mode: DrainMode = DrainMode.WAIT,
+        deadline: float | None = None,
+        grace: float | None = None,
+        reason: str = "",
+    ) -> DrainReport:
+        """Have the node take no new run, until `undrain` and whatever becomes of its agentd.
+
+        WAIT lets its runs go on to their end, or for `deadline` seconds; MOVE makes the node leave them at
+        once. Answers at once: `get_node` tells what is left. Repeated, it replaces all that was asked before.
+        """
+        request = DrainRequest(mode=mode, deadline=deadline, grace=grace, reason=reason)
+        return await self._driver.run(self._plans.drain(request))
+
+    async def undrain(self) -> Drain | None:
+        """Have the node take runs again; gives what was in force. What has left it does not come back."""
+        return await self._driver.run(self._plans.undrain())
+
+    async def renew_lease(self, run_id: str, *, incarnation: int = 0) -> ControllerLease:
+        """Say that somebody looks after a run with a controller lease. Any node of the run passes it on.
+
+        Raises `NoControllerLease`, `RunEnded`.
+        """
+        return await self._driver.run(self._plans.renew_lease(run_id, incarnation))
 
     async def list_events(
         self, run_id: str = "", *, incarnation: int = 0, after_id: int = 0, tail: int = 0
@@ -215,6 +249,29 @@ class AsyncFleet(_Closing):
         request = EventsRequest(run_id=run_id, incarnation=incarnation, tail=tail)
         return _items(self._driver, self._plans.events(request, follow))
 
+    async def drain(
+        self,
+        *,
+        mode: DrainMode = DrainMode.WAIT,
+        deadline: float | None = None,
+        grace: float | None = None,
+        reason: str = "",
+    ) -> PerNode[DrainReport]:
+        """Have all nodes of the fleet take no new run; see `AsyncAgentClient.drain`."""
+        request = DrainRequest(mode=mode, deadline=deadline, grace=grace, reason=reason)
+        return await self._driver.run(self._plans.drain(request))
+
+    async def undrain(self) -> PerNode[Drain | None]:
+        """Have all nodes of the fleet take runs again."""
+        return await self._driver.run(self._plans.undrain())
+
+    def follow_drain(self) -> AsyncGenerator[DrainEvent, None]:
+        """What is left on each node, as it changes, until all are empty or were given back.
+
+        A node that does not answer for `patience_s` is followed no more.
+        """
+        return _items(self._driver, self._plans.follow_drain())
+
     async def get_nodes(self) -> PerNode[NodeInfo]:
         """Who the nodes are and how they are."""
         return await self._driver.run(self._plans.get_nodes())
@@ -298,6 +355,14 @@ class AsyncRunHandle:
     async def stop(self, *, grace: float | None = None, reason: str = "") -> RunReport:
         """Ask for the end on every node. Answers at once; `wait` tells when it came."""
         return await self._driver.run(self._plans.stop(grace, reason))
+
+    async def renew_lease(self) -> ControllerLease:
+        """Say that somebody looks after the run. Raises `NoControllerLease`, `RunEnded`."""
+        return await self._driver.run(self._plans.renew_lease())
+
+    def keep_lease(self) -> AsyncLeaseKeeper:
+        """A context manager that renews the run's controller lease while its block runs."""
+        return AsyncLeaseKeeper(self.run_id, self.renew_lease)
 
     async def join(
         self,

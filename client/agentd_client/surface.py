@@ -21,6 +21,10 @@ from agentd.api.errors import (
 )
 from agentd.api.history import Event, EventsRequest
 from agentd.api.types import (
+    ControllerLease,
+    Drain,
+    DrainReport,
+    DrainRequest,
     LogChunk,
     LogsRequest,
     NodeInfo,
@@ -32,7 +36,7 @@ from agentd.api.types import (
     StreamEnd,
 )
 from agentd.v1 import agent_service_pb2 as service
-from agentd_client import calls, history
+from agentd_client import calls, drains, history, lease
 from agentd_client.environment import PassedEnvironment, choose_environment
 from agentd_client.failures import FleetUnreachable, HubNotShared
 from agentd_client.follow import PATIENCE_S, FollowOptions, follow
@@ -103,6 +107,15 @@ class AgentPlans:
 
     def handover(self, pid: int) -> Plan[int]:
         return calls.handover(self.node.target, pid, self.timeout_s)
+
+    def drain(self, request: DrainRequest) -> Plan[DrainReport]:
+        return drains.drain(self.node.target, request, self.timeout_s)
+
+    def undrain(self) -> Plan[Drain | None]:
+        return drains.undrain(self.node.target, self.timeout_s)
+
+    def renew_lease(self, run_id: str, incarnation: int) -> Plan[ControllerLease]:
+        return lease.renew_at(self.node.target, run_id, incarnation, self.timeout_s)
 
     def list_events(self, request: EventsRequest) -> Plan[tuple[Event, ...]]:
         return history.list_events(self.node.target, request, self.timeout_s)
@@ -184,6 +197,15 @@ class FleetPlans:
         infos = {name: convert.node_info_from_message(answer) for name, answer in result.answers.items()}
         return PerNode(answers=infos, problems=result.problems)
 
+    def drain(self, request: DrainRequest) -> Plan[PerNode[DrainReport]]:
+        return drains.drain_nodes(self.nodes, request, self.timeout_s)
+
+    def undrain(self) -> Plan[PerNode[Drain | None]]:
+        return drains.undrain_nodes(self.nodes, self.timeout_s)
+
+    def follow_drain(self) -> Plan[PerNode[NodeInfo]]:
+        return drains.follow_drain(self.nodes, self.timeout_s, self.patience_s)
+
     def ended_runs(self, limit: int) -> Plan[PerNode[tuple[RunStatus, ...]]]:
         return history.ended_runs_of(self.nodes, limit, self.timeout_s)
 
@@ -260,6 +282,9 @@ class RunPlans:
     def leave(self, names: Iterable[str], grace: float | None, reason: str) -> Plan[PerNode[RunStatus]]:
         nodes = [by_name(self.place.nodes, name) for name in names]
         return self._stop(nodes, grace, reason, StopScope.LEAVE)
+
+    def renew_lease(self) -> Plan[ControllerLease]:
+        return lease.renew(self.place, self.timeout_s)
 
     def join(
         self, names: Iterable[str], environment: PassedEnvironment | Mapping[str, str] | None

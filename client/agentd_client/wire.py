@@ -44,6 +44,9 @@ GET_NODE = Method(path=f"{_AGENT}/GetNode", decode=service.GetNodeResponse.FromS
 LIST_EVENTS = Method(path=f"{_AGENT}/ListEvents", decode=service.ListEventsResponse.FromString)
 LIST_ENDED_RUNS = Method(path=f"{_AGENT}/ListEndedRuns", decode=service.ListEndedRunsResponse.FromString)
 HANDOVER = Method(path=f"{_AGENT}/Handover", decode=service.HandoverResponse.FromString)
+DRAIN = Method(path=f"{_AGENT}/Drain", decode=service.DrainResponse.FromString)
+UNDRAIN = Method(path=f"{_AGENT}/Undrain", decode=service.UndrainResponse.FromString)
+RENEW_LEASE = Method(path=f"{_AGENT}/RenewLease", decode=service.RenewLeaseResponse.FromString)
 DESCRIBE = Method(path=f"{_RENDEZVOUS}/Describe", decode=rendezvous.DescribeResponse.FromString)
 TERMINATE = Method(path=f"{_RENDEZVOUS}/Terminate", decode=rendezvous.TerminateResponse.FromString)
 CHECK_HEALTH = Method(path="/grpc.health.v1.Health/Check", decode=health_pb2.HealthCheckResponse.FromString)
@@ -62,6 +65,9 @@ METHODS: Final[tuple[Method[Message], ...]] = (
     LIST_EVENTS,
     LIST_ENDED_RUNS,
     HANDOVER,
+    DRAIN,
+    UNDRAIN,
+    RENEW_LEASE,
     DESCRIBE,
     TERMINATE,
     CHECK_HEALTH,

@@ -16,11 +16,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agentd import __version__
 from agentd.api import convert, historywire
-from agentd.api.errors import AgentError, LogNotFound, NotSupported
+from agentd.api.errors import AgentError, LogNotFound, NodeDrained, NotSupported
 from agentd.api.errwire import to_status
 from agentd.api.history import EndedRunsPage, EventsPage
 from agentd.api.types import (
     TERMINAL,
+    Drain,
+    DrainReport,
     LogsRequest,
     NodeInfo,
     RunStatus,
@@ -54,6 +56,7 @@ class Script:
     """Streams of an older generation end."""
     end: StreamEnd | None = None
     """How they end. None: they break."""
+    drain: Drain | None = None
 
     def enter(self, method: str, request: Message, context: Any) -> None:
         """Every call begins here."""
@@ -81,6 +84,7 @@ class Script:
             advertised_address=self.address,
             cpus=2,
             hostname=self.node_id,
+            drain=self.drain,
         )
 
 
@@ -132,6 +136,9 @@ class AgentServicer(_AgentBase):
 
     def Run(self, request: service.RunRequest, context: Any) -> service.RunResponse:
         self._script.enter("Run", request, context)
+        drained, node_id = self._script.drain, self._script.node_id
+        if drained is not None and not self._world.knows(node_id, request.spec.run_id):
+            _abort(context, NodeDrained(node_id, drained.reason))
         try:
             status, created = self._world.start(
                 self._script.node_id, self._script.address, convert.run_request_from_message(request)
@@ -235,6 +242,36 @@ class AgentServicer(_AgentBase):
     def Handover(self, request: service.HandoverRequest, context: Any) -> service.HandoverResponse:
         self._script.enter("Handover", request, context)
         return service.HandoverResponse(pid=self._script.info().pid)
+
+    def Drain(self, request: service.DrainRequest, context: Any) -> service.DrainResponse:
+        self._script.enter("Drain", request, context)
+        wish = convert.drain_request_from_message(request)
+        now = time.time()
+        with self._script.lock:
+            before = self._script.drain
+            drain = Drain(
+                mode=wish.mode,
+                since=before.since if before else now,
+                deadline=0.0 if wish.deadline is None else now + wish.deadline,
+                reason=wish.reason,
+                grace=wish.grace,
+            )
+            self._script.drain = drain
+        return convert.drain_report_to_message(DrainReport(drain=drain))
+
+    def Undrain(self, request: service.UndrainRequest, context: Any) -> service.UndrainResponse:
+        self._script.enter("Undrain", request, context)
+        with self._script.lock:
+            before, self._script.drain = self._script.drain, None
+        return service.UndrainResponse(drain=None if before is None else convert.drain_to_message(before))
+
+    def RenewLease(self, request: service.RenewLeaseRequest, context: Any) -> service.RenewLeaseResponse:
+        self._script.enter("RenewLease", request, context)
+        try:
+            lease = self._world.renew_lease(self._script.node_id, request.run_id, request.incarnation)
+        except AgentError as error:
+            _abort(context, error)
+        return convert.controller_lease_to_message(lease)
 
     def ListEvents(self, request: service.ListEventsRequest, context: Any) -> service.ListEventsResponse:
         self._script.enter("ListEvents", request, context)

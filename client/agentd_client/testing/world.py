@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from agentd.api.errors import RunConflict, RunEnded, RunNotFound
+from agentd.api.errors import NoControllerLease, RunConflict, RunEnded, RunNotFound
 from agentd.api.history import Event, EventKind
 from agentd.api.types import (
     TERMINAL,
+    ControllerLease,
     Failure,
     GroupStatus,
     LogChunk,
@@ -114,6 +115,26 @@ class World:
                 raise RunNotFound(run_id, node_id)
             nodes = tuple(_without_workers(node) for node in run.members.values())
             return replace(run.status, nodes=nodes, from_hub=True), run.spec
+
+    def renew_lease(self, node_id: str, run_id: str, incarnation: int = 0) -> ControllerLease:
+        """Move the end of a run's controller lease. A fake never ends a run for it."""
+        with self.changed:
+            run = self.run_of(node_id, run_id, incarnation)
+            if run.spec.controller_lease is None:
+                raise NoControllerLease(run_id)
+            if run.status.phase in TERMINAL:
+                raise RunEnded(run_id, run.status.phase.value)
+            until = time.time() + run.spec.controller_lease
+            self._publish(run, controller_lease_until=until)
+            return ControllerLease(duration=run.spec.controller_lease, until=until)
+
+    def knows(self, node_id: str, run_id: str) -> bool:
+        """Whether a node has a part in a live run of that id."""
+        with self.changed:
+            return any(
+                self._knows(run, node_id) and run.status.phase not in TERMINAL
+                for run in self._runs.get(run_id, [])
+            )
 
     def run_of(self, node_id: str, run_id: str, incarnation: int = 0) -> FakeRun:
         """The run itself. Raises `RunNotFound` where the node has nothing of it."""

@@ -106,7 +106,7 @@ def test_the_client_knows_every_call_of_the_api_but_the_nodes_own() -> None:
 
 
 def test_every_call_has_a_method_of_its_name_on_the_client_of_one_node() -> None:
-    special = {"Check": "health", "Watch": "watch", "GetNode": "get_node"}
+    special = {"Check": "health", "Watch": "watch", "GetNode": "get_node", "RenewLease": "renew_lease"}
     special |= {"ListEvents": "list_events", "ListEndedRuns": "list_ended_runs"}
     for method in wire.METHODS:
         assert hasattr(AgentClient, special.get(method.name, method.name.lower()))

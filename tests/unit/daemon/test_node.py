@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agentd.api.types import GroupRef, Phase
+from agentd.api.types import GroupRef, Phase, RunRef
 from agentd.daemon import node as daemon_node
 from agentd.daemon.node import STATE_DISK_SLOW, NodeReporter
 from agentd.procs.node import NodeFacts, gpu_count, listener_pid, look
@@ -18,7 +18,11 @@ from agentd.procs.node import NodeFacts, gpu_count, listener_pid, look
 
 class Groups:
     ending = False
+    drain = None
     problems: Mapping[str, str] = {"JOURNAL_BEHIND": "slow"}
+
+    def hub_of(self) -> tuple[RunRef, ...]:
+        return ()
 
     def group_refs(self) -> tuple[GroupRef, ...]:
         return (GroupRef(run_id="r", incarnation=1, role="default", phase=Phase.RUNNING),)

@@ -6,10 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from agentd.api.errors import RunNotFound
+from agentd.api.errors import NoControllerLease, RunNotFound
 from agentd.api.history import EndedRunsPage, Event, EventsPage, EventsRequest
 from agentd.api.types import (
     TERMINAL,
+    ControllerLease,
+    Drain,
+    DrainReport,
+    DrainRequest,
     GroupStatus,
     LogChunk,
     LogsRequest,
@@ -93,6 +97,9 @@ class MemoryRuns:
     ) -> tuple[int, ...]:
         return ranks
 
+    async def renew_lease(self, run_id: str, incarnation: int = 0) -> ControllerLease:
+        raise NoControllerLease(run_id)
+
     def health(self, run_id: str, role: str | None) -> bool:
         run = self.status(run_id)
         if role not in (None, "default"):
@@ -122,6 +129,16 @@ class NoHandover:
 
     def ask(self, pid: int) -> int:
         return pid + 1
+
+
+class NoDrainage:
+    """Of a node that its operator never drains; tested with the real one."""
+
+    async def drain(self, request: DrainRequest, caller: str = "") -> DrainReport:
+        return DrainReport(drain=Drain(mode=request.mode, since=1.0))
+
+    async def undrain(self, caller: str = "") -> Drain | None:
+        return None
 
 
 class OneEvent:

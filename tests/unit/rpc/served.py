@@ -17,7 +17,7 @@ from agentd.rpc.health_book import HealthBook
 from agentd.rpc.server import add_services, make_server
 from agentd.rpc.streams import OpenStreams
 from agentd.v1.agent_service_pb2_grpc import AgentServiceStub
-from tests.unit.rpc.runs import MemoryRuns, NoHandover, OneChunk, OneEvent, OneNode
+from tests.unit.rpc.runs import MemoryRuns, NoDrainage, NoHandover, OneChunk, OneEvent, OneNode
 
 
 @dataclass
@@ -60,7 +60,7 @@ async def served_at(folder: Path) -> AsyncIterator[Served]:
     server = make_server("n")
     add_services(
         server,
-        agent=AgentServicer(runs, OneChunk(), OneNode(), OneEvent(), NoHandover(), streams),
+        agent=AgentServicer(runs, OneChunk(), OneNode(), OneEvent(), NoHandover(), NoDrainage(), streams),
         rendezvous=cast("Any", NoRendezvous()),
         health=HealthServicer(book, streams, "n"),
     )
