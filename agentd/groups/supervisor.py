@@ -7,6 +7,7 @@ then carried out. Nothing here waits for a disk longer than the journal's patien
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from agentd.api.types import TERMINAL, Failure, GroupStatus, Phase, WorkerState, WorkerStatus
 from agentd.core import group_events as ev
+from agentd.core.conditions import Condition
 from agentd.core.contact import Contact
 from agentd.core.group import GroupState, HostState, step
 from agentd.groups import history, layout
@@ -34,6 +36,7 @@ from agentd.host.door import HostDoor
 from agentd.host.handle import HostHandle
 from agentd.procs import cgroups, tree
 from agentd.procs.identity import ProcessIdentity, boot_id
+from agentd.procs.resources import OUT_OF_PROCESSES, SHORTAGES
 from agentd.procs.spawn import SpawnError
 
 LEFTOVER_GRACE_S = 2.0
@@ -41,7 +44,9 @@ LEFTOVER_GRACE_S = 2.0
 KILL_PATIENCE_S = tree.KILL_BOUND_S + 1.0
 """A host that is still there this long after SIGKILL counts as dead and unkillable."""
 START_PATIENCE_S = 30.0
-"""How long a disk may take to let a host start."""
+"""How long a disk may take to let a host start, and how long it is tried when something has run out."""
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 2.0
 KEPT_LOGS = 20_000
 """Log folders that are remembered; the oldest rounds are forgotten first."""
 
@@ -113,6 +118,13 @@ class Supervisor:
     def status(self) -> GroupStatus:
         """The newest snapshot."""
         return self._status
+
+    @property
+    def living_round(self) -> int:
+        """The round that may have processes here; 0: none."""
+        state = self._state
+        lives = state.host in (HostState.LIVE, HostState.SWEEPING) and state.round > state.gone_round
+        return state.round if lives and state.phase is not Phase.DONE else 0
 
     def worker_logs(self) -> tuple[WorkerLog, ...]:
         """The log folders of all its workers, oldest first."""
@@ -340,7 +352,7 @@ class Supervisor:
         self._token = secrets.token_hex(16)
         spec = replace(self._spec, token=self._token)
         try:
-            self._handle = await asyncio.wait_for(self._launch(spec), START_PATIENCE_S)
+            self._handle = await self._launched(spec)
         except asyncio.TimeoutError:
             self.post(ev.HostDied(f"the disk did not answer in {START_PATIENCE_S:g} s"))
         except (SpawnError, OSError) as error:
@@ -351,6 +363,28 @@ class Supervisor:
             identity = self._handle.identity
             assert identity is not None
             self.post(ev.HostSpawned(identity.pid))
+
+    async def _launched(self, spec: wire.HostSpec) -> HostHandle:
+        """A host, tried again while something has run out: until the patience ends, or something happens."""
+        conditions = self._shared.conditions
+        patience, pause = time.monotonic() + START_PATIENCE_S, FIRST_PAUSE_S
+        while True:
+            left_s = patience - time.monotonic()
+            try:
+                handle = await asyncio.wait_for(self._launch(spec), max(0.0, left_s))
+            except OSError as error:
+                if error.errno in OUT_OF_PROCESSES:
+                    conditions.put(Condition.CANNOT_FORK, f"{error.strerror}: a process could not be started")
+                if error.errno not in SHORTAGES or self._events or left_s <= pause:
+                    raise
+                _log.warning("a host cannot be started now", extra={**self._facts(), "problem": str(error)})
+            else:
+                conditions.put(Condition.CANNOT_FORK, "")
+                return handle
+            self._wake.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
     async def _launch(self, spec: wire.HostSpec) -> HostHandle:
         loop = asyncio.get_running_loop()

@@ -34,10 +34,11 @@ WRITER = (
     "    try: return not open(f'/proc/{pid}/stat').read().rpartition(') ')[2].startswith(('Z', 'X'))",
     "    except OSError: return False",
     "former = [line.split() for line in open(folder / 'starts')] if (folder / 'starts').exists() else []",
-    "living = [pid for node, _, pid, *_ in former if node == me[0] and alive(pid)]",
+    "former = [pid for node, round, pid, *_ in former if node == me[0] and int(round) < int(me[1])]",
+    "living = [pid for pid in former if alive(pid)]",
     "note('starts', *living)",
     "def end(*_):",
-    "    for _ in range(5):",
+    "    for _ in range(int(sys.argv[2])):",
     "        save('last')",
     "        time.sleep(0.1)",
     "    sys.exit(1)",
@@ -69,10 +70,10 @@ class Training:
     def __init__(self, nodes: Fleet, run_id: str, *flags: str, conf: str = BRIEF) -> None:
         self.run_id, self.folder, self._nodes = run_id, nodes.root / run_id, nodes
         self.folder.mkdir()
-        script = write_script(nodes.root / "writer.py", *WRITER)
+        program = () if "--spec" in flags else (str(writer(nodes)), str(self.folder), "5")
         done = agentctl(
             "run", "--detach", "--nodes", nodes.targets(), "--run-id", run_id, "--rdzv-conf", conf,
-            *flags, str(script), str(self.folder),
+            *flags, *program,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
 
@@ -101,6 +102,24 @@ class Training:
         assert done.returncode == 0, done.stderr
 
 
+def writer(nodes: Fleet) -> Path:
+    return write_script(nodes.root / "writer.py", *WRITER)
+
+
+def two_roles(nodes: Fleet, folder: Path) -> Path:
+    """The spec of a run with another role on b, whose worker takes its time to end."""
+    a, b = nodes["a"].target, nodes["b"].target
+    file = nodes.root / "roles.toml"
+    lines = [f'nodes = ["{a}", "{b}"]', "stop_grace = 10", "rendezvous.min_members = 1"]
+    lines += ["rendezvous.max_members = 3"]
+    for role, where, saves in (("brisk", f'"{a}", "{b}"', 1), ("slow", f'"{b}"', 20)):
+        arguments = f'["{folder}", "{saves}"]'
+        lines += ["[[roles]]", f'role = "{role}"', f"nodes = [{where}]", "[roles.command]"]
+        lines += [f'entrypoint = "{writer(nodes)}"', f"arguments = {arguments}"]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
 @contextmanager
 def frozen(node: Node) -> Iterator[None]:
     """Meanwhile agentd runs no instruction; its hosts and workers do."""
@@ -125,12 +144,14 @@ def test_a_node_with_a_frozen_agentd_writes_nothing_once_the_others_went_on(tmp_
         flags = ("--nnodes", "1:2", "--stop-grace", "3")
         kept = Training(nodes, "kept", *flags)
         stopped = Training(nodes, "stopped", *flags, "--on-isolation", "stop")
-        for training in (kept, stopped):
+        roles = Training(nodes, "roles", "--spec", str(two_roles(nodes, tmp_path / "roles")))
+        for training in (kept, stopped, roles):
             wait_until(lambda each=training: each.writes("a", 1) and each.writes("b", 1), PATIENCE_S)  # type: ignore[misc]
+        wait_until(lambda: len(roles.notes("starts", round=1)) == 3, PATIENCE_S)
         old = {training.run_id: training.pid("b") for training in (kept, stopped)}
 
         with frozen(nodes["b"]):
-            for training in (kept, stopped):
+            for training in (kept, stopped, roles):
                 wait_until(lambda each=training: each.writes("a", 2), PATIENCE_S)  # type: ignore[misc]
             wait_until(lambda: kept.notes("refused", "b", 1), PATIENCE_S)
             wait_until(lambda: is_gone(old["stopped"]), PATIENCE_S)
@@ -145,9 +166,13 @@ def test_a_node_with_a_frozen_agentd_writes_nothing_once_the_others_went_on(tmp_
         assert is_gone(old["kept"])
         events = agentctl("events", "stopped", "--nodes", nodes["b"].target).stdout
         assert "no contact with the hub since" in events
+        # Of two roles on b the quick one waits for the slow one's old round.
+        wait_until(lambda: len(roles.notes("starts", "b")) == 4, PATIENCE_S)
+        assert {note.round for note in roles.notes("starts", "b")} == {1, 3}
+        assert not any(note.said for note in roles.notes("starts")), "an old worker still ran"
         # A stop that the hub asked for leaves its grace for a last checkpoint.
         assert kept.notes("last", "a", 2)
-        for training in (kept, stopped):
+        for training in (kept, stopped, roles):
             training.stop()
 
 
