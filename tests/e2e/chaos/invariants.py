@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from agentd.api.history import Event, EventKind
 from agentd.api.types import TERMINAL, Phase, RunStatus
-from tests.e2e.chaos.observe import Look, Role, Seen, Witness
+from tests.e2e.chaos.observe import Acting, Look, Role, Seen, Witness
 from tests.e2e.chaos.plan import Job
 
 
@@ -25,6 +25,21 @@ def two_rounds(former: Look, now: Look) -> Iterator[str]:
         for other in before[seen.node, seen.run_id]:
             if (other.incarnation, other.round) > (seen.incarnation, seen.round):
                 yield f"two rounds of {seen.run_id} alive on {seen.node}: {seen}; {other}"
+
+
+def two_acting(former: Collection[Acting], now: Collection[Acting]) -> Iterator[str]:
+    """Wherever its workers are, a run has one round that may write: a later one waits until it may not.
+
+    Two looks prove it, see `two_rounds`.
+    """
+    newest: dict[tuple[str, int], Acting] = {}
+    for each in sorted(former, key=lambda acting: acting.round):
+        newest[each.run_id, each.incarnation] = each
+    for each in now:
+        later = newest.get((each.run_id, each.incarnation))
+        if later is not None and later.round > each.round:
+            both = f"{each.round} on {each.node}, {later.round} on {later.node}"
+            yield f"two rounds of {each.run_id} may write: {both}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

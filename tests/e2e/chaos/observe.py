@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import json
 import os
 import signal
 import time
@@ -48,8 +49,8 @@ class Seen:
     incarnation: int = 0
     round: int = 0
     rank: int = -1
-    token: str = ""
-    """Of the group."""
+    round_file: str = ""
+    """Where its node's file system has it."""
 
     def __str__(self) -> str:
         what = f"{self.role.value} {self.pid} on {self.node}"
@@ -133,7 +134,7 @@ def _settled(seen: Seen | None, start_time: int) -> bool:
     """Whether a process is what it will be: a young stranger may be on its way into a node."""
     if seen is not None:
         return seen.role is not Role.OTHER
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - start_time / _TICKS > YOUNG_S  # noqa: TID251
+    return boottime() - start_time / _TICKS > YOUNG_S
 
 
 def _environ(pid: int) -> dict[str, str]:
@@ -153,8 +154,41 @@ def _worker(seen: Seen, environ: Mapping[str, str], *, leads: bool) -> Seen:
         incarnation=int(incarnation[0]) if incarnation else 0,
         round=int(environ["AGENTD_ROUND"]),
         rank=int(environ.get("RANK", "-1")),
-        token=environ.get("AGENTD_GROUP_TOKEN", ""),
+        round_file=environ.get("AGENTD_ROUND_FILE", ""),
     )
+
+
+class Acting(NamedTuple):
+    """A round that has workers on a node, who may write now where others write too."""
+
+    node: str
+    run_id: str
+    incarnation: int
+    round: int
+
+
+def acting(look: Look) -> set[Acting]:
+    """What the round files allow, asked as workers ask them."""
+    found: set[Acting] = set()
+    for seen in look.workers():
+        about = Acting(seen.node, seen.run_id, seen.incarnation, seen.round)
+        if about not in found and seen.leads and _may_act(seen):
+            found.add(about)
+    return found
+
+
+def _may_act(seen: Seen) -> bool:
+    try:
+        told = json.loads(Path(f"/proc/{seen.pid}/root{seen.round_file}").read_text())
+    except (OSError, ValueError):
+        return False
+    mine = told["round"] == seen.round and told["incarnation"] == seen.incarnation
+    return mine and bool(told["valid_until"] > boottime())
+
+
+def boottime() -> float:
+    """The clock of round files."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)  # noqa: TID251
 
 
 def send(seen: Seen, signum: int) -> bool:

@@ -148,7 +148,7 @@ def jobs(seed: int, nodes: Sequence[str]) -> Iterator[Job]:
             workers=draw.randint(1, 2),
             work=draw.uniform(0.5, 4.0),
             manner=manner,
-            max_restarts=draw.randint(0, 3) if manner is Manner.HOPELESS else draw.choice((1, 5, 50)),
+            max_restarts=draw.randint(0, 3) if manner is Manner.HOPELESS else draw.choice((2, 50, 50)),
             stop_after=draw.uniform(0.5, 10.0) if draw.random() < 0.3 else None,
             isolated_stop=draw.random() < 0.3,
         )

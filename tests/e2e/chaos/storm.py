@@ -21,7 +21,7 @@ from tests.e2e.chaos import invariants
 from tests.e2e.chaos.book import Book
 from tests.e2e.chaos.faults import strike
 from tests.e2e.chaos.load import GRACE_S, Caller
-from tests.e2e.chaos.observe import BYSTANDER, witnesses
+from tests.e2e.chaos.observe import BYSTANDER, Acting, acting, witnesses
 from tests.e2e.chaos.plan import KINDS, Fault, Kind, faults, jobs
 from tests.e2e.chaos.world import Undo, World, world
 from tests.support import leaks
@@ -197,14 +197,16 @@ class _Storm:
     # --- what is asked all the time
 
     async def _watch(self) -> None:
-        former = self._world.look
+        former, former_acting = self._world.look, set[Acting]()
         while not self._outcome.violations:
             await asyncio.sleep(LOOK_S)
             now = self._world.see()
             self._wrong(invariants.two_rounds(former, now))
             self._wrong(invariants.overdue(now, self._book.standing, self._contact(), GRACE_S + SETTLE_S))
             self._wrong(self._bystanders.hurt())
-            former = now
+            now_acting = acting(now)
+            self._wrong(invariants.two_acting(former_acting, now_acting))
+            former, former_acting = now, now_acting
 
     async def _ask(self, name: str) -> None:
         place = self._world.places[name]

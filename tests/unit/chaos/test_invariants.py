@@ -12,7 +12,7 @@ from agentd.api.history import Event, EventKind
 from agentd.api.types import Phase, RunStatus
 from tests.e2e.chaos import invariants
 from tests.e2e.chaos.invariants import Results, Standing
-from tests.e2e.chaos.observe import Look, Role, Seen, Witness
+from tests.e2e.chaos.observe import Acting, Look, Role, Seen, Witness
 from tests.e2e.chaos.plan import Job, Kind, Manner, faults, jobs
 
 JOB = Job(
@@ -88,6 +88,14 @@ def test_a_later_incarnation_beside_an_earlier_is_seen() -> None:
 def test_other_nodes_and_other_runs_have_rounds_of_their_own() -> None:
     there = look(worker(1), worker(2, round_=2, node="b"), worker(3, round_=3, run_id="s"))
     assert none(invariants.two_rounds(there, there))
+
+
+def test_two_rounds_that_may_write_are_seen_wherever_they_are() -> None:
+    old, new = Acting("a", "r", 7, 1), Acting("b", "r", 7, 2)
+    assert not none(invariants.two_acting({old, new}, {old, new}))
+    assert none(invariants.two_acting({old}, {new}))
+    assert none(invariants.two_acting({old}, {old, new})), "one look proves nothing"
+    assert none(invariants.two_acting({new}, {old._replace(run_id="s"), old._replace(incarnation=8)}))
 
 
 # --- what had to end
