@@ -75,6 +75,7 @@ def nothing_left_behind_by_shared_fixtures(tmp_path_factory: pytest.TempPathFact
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compares what the test process holds, started and wrote, before and after each test."""
     thorough = any(part in FULL_CHECK for part in request.path.parts)
+    leaks.forget_garbage()
     with _traced_surroundings() if thorough else nullcontext() as traced:
         before = leaks.Footprint.now()
         yield

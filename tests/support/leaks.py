@@ -71,6 +71,12 @@ class Footprint:
         )
 
 
+def forget_garbage() -> None:
+    """Collects earlier objects or sets them aside: a collection then costs what this test made."""
+    gc.collect()
+    gc.freeze()
+
+
 def left_behind(before: Footprint, *, token: str | None, settle_s: float) -> dict[str, list[str]]:
     """What is there now and was not before, by kind, after a bounded wait; leaked processes are ended."""
     names = end_leaked_processes(before, token, settle_s)
