@@ -8,7 +8,6 @@ import json
 import math
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from agentd.api.types import Phase, RunStatus
 from agentd.groups.database import reading
 from agentd.groups.remembered import UNREADABLE
 from agentd.groups.schema import NewerSchema
+from agentd.procs.pool import Pool
 from agentd.v1 import run_pb2
 
 PATIENCE = 5.0
@@ -43,7 +43,7 @@ class Archive:
     def __init__(self, path: Path, node_id: str) -> None:
         self._path = path
         self._node_id = node_id
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="agentd-archive")
+        self._readers = Pool(_READERS, thread_name_prefix="agentd-archive")
 
     async def events(self, request: EventsRequest) -> EventsPage:
         """What happened, oldest first. Raises `RunNotFound` and `JournalUnavailable`."""

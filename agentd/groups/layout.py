@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from agentd.host.wire import HostSpec
 from agentd.procs import cgroups
+from agentd.procs.resources import SHORTAGES
 
 DATABASE = "agentd.db"
 RUNS = "runs"
@@ -34,11 +36,24 @@ def prepare(spec: HostSpec, folder: str) -> None:
     for path in (folder, spec.log_root):
         _make_private(Path(path))
     target = Path(folder, SPEC_FILE)
+    try:
+        _write(target, json.dumps(asdict(spec), default=dict, indent=1) + "\n")
+    except OSError as error:
+        # That of the group's former host says the same but for what is the host's own.
+        if error.errno not in SHORTAGES or not target.exists():
+            raise
+
+
+def _write(target: Path, text: str) -> None:
     partial = target.with_suffix(".new")
-    text = json.dumps(asdict(spec), default=dict, indent=1)
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-        file.write(text + "\n")
-    partial.replace(target)
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(text)
+        partial.replace(target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def cgroup_of(folder: str, token: str) -> str:

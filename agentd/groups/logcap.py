@@ -1,8 +1,8 @@
 """Keeps each worker's output within its cap: the oldest part of a file is given back to the disk.
 
 Files are looked at once in a while, in a thread: the newest round's of each live run at every look, all
-others once after they were complete. A file takes at most the cap and what is written between two looks. Only what
-lies below the state directory is ever cut: a log folder of the user's own is the user's.
+others once after they were complete. A file takes at most the cap and what is written between two looks.
+Only what lies below the state directory is ever cut: a log folder of the user's own is the user's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from agentd.groups import layout
 from agentd.groups.board import RunKey
 from agentd.groups.logcursor import WorkerLog, newest_round
 from agentd.procs.holes import cannot_punch, first_data, punch
+from agentd.procs.pool import Pool
 
 INTERVAL_S = 10.0
 """Between two looks: two calls to the kernel for each worker."""
@@ -59,7 +59,7 @@ class LogCap:
         self._root = os.path.join(state_dir, layout.RUNS, "")
         self._cap = cap
         self._runs = runs
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="agentd-logcap")
+        self._thread = Pool(1, thread_name_prefix="agentd-logcap")
         self._former: Mapping[RunKey, tuple[WorkerLog, ...]] = {}
         self._settled: dict[RunKey, set[str]] = {}
         """Folders of rounds that are over and were looked at since."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Final, ParamSpec, Protocol, TypeVar
@@ -36,6 +35,7 @@ from agentd.groups.logcursor import (
     read_batch,
     tail_offset,
 )
+from agentd.procs.pool import Pool
 
 __all__ = ["LogReader", "LogSource", "WorkerLog"]
 
@@ -68,7 +68,7 @@ class LogReader:
     def __init__(self, source: LogSource, node_id: str) -> None:
         self._source = source
         self._node_id = node_id
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="agentd-logs")
+        self._pool = Pool(THREADS, thread_name_prefix="agentd-logs")
         self._closed = False
         self._watcher = FileWatcher(asyncio.get_running_loop())
 

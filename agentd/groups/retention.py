@@ -14,7 +14,6 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -27,6 +26,7 @@ from agentd.groups import layout
 from agentd.groups.board import RunKey
 from agentd.groups.database import reading
 from agentd.groups.schema import NewerSchema
+from agentd.procs.pool import Pool
 from agentd.v1 import run_pb2
 
 INTERVAL_S = 600.0
@@ -71,7 +71,7 @@ class Retention:
         self._root = Path(state_dir)
         self._policy = policy
         self._runs = runs
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="agentd-retention")
+        self._thread = Pool(1, thread_name_prefix="agentd-retention")
         self._sizes: dict[RunKey, int] = {}  # of ended runs, which grow no more
         self._too_much = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -28,6 +29,7 @@ from agentd.host.wire import (
 )
 from agentd.procs import cgroups
 from agentd.procs.identity import ProcessIdentity, identify
+from agentd.procs.resources import SHORTAGES
 from agentd.procs.spawn import Child, SpawnError, spawn
 from agentd.procs.tree import TOKEN_VARIABLE
 
@@ -37,6 +39,8 @@ PACKAGES = str(Path(agentd.__file__).parent.parent)
 
 _HELLO_TIMEOUT_S = 10.0
 _READ_SIZE = 65_536
+TRY_AGAIN_S = 0.5
+"""Between two tries to listen where the disk takes no file."""
 _log = logging.getLogger(__name__)
 
 
@@ -51,11 +55,36 @@ class HostDoor:
         self._name: tuple[int, int] | None = None
         """Device and inode of the socket's name, by which it is told from another one."""
         self._opening = asyncio.Lock()
+        self._shut: OSError | None = None
+        """Why nobody can dial in."""
+        self._trying: asyncio.Task[None] | None = None
         self._expected: dict[str, HostHandle] = {}  # by token
         self._connections: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Listen. Whoever holds the state directory's lock owns the socket's name."""
+        """Listen, or as soon as the disk takes the socket's name. Raises `OSError` for what does not pass."""
+        try:
+            await self._listen()
+        except OSError as error:
+            if error.errno not in SHORTAGES:
+                raise
+            self._shut = error
+            _log.warning("hosts cannot dial in now", extra={"problem": str(error)})
+            for handle in self._expected.values():
+                handle.expect_nothing()
+            self._trying = asyncio.get_running_loop().create_task(self._open_later())
+
+    async def _open_later(self) -> None:
+        while self._shut is not None:
+            await asyncio.sleep(TRY_AGAIN_S)
+            with contextlib.suppress(OSError):
+                await self._listen()
+                self._shut = None
+        for handle in self._expected.values():
+            handle.expect_again()
+
+    async def _listen(self) -> None:
+        """Whoever holds the state directory's lock owns the socket's name."""
         loop = asyncio.get_running_loop()
         listening, self._name = await loop.run_in_executor(
             self._disk, _bound_below, self._state_dir, SOCKET_NAME
@@ -64,9 +93,13 @@ class HostDoor:
 
     async def close(self) -> None:
         """Listen no more and hang up on everybody."""
+        if self._trying is not None:
+            self._trying.cancel()
+            await asyncio.wait([self._trying])
         if self._server is not None:
             self._server.close()
-            await asyncio.to_thread(Path(self._state_dir, SOCKET_NAME).unlink, missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that is read-only by now
+                await asyncio.to_thread(Path(self._state_dir, SOCKET_NAME).unlink, missing_ok=True)
         for handle in self._expected.values():
             handle.expect_nothing()
         for task in self._connections:
@@ -76,6 +109,10 @@ class HostDoor:
 
     async def start_host(self, spec: HostSpec, group_dir: str, listener: HostListener) -> HostHandle:
         """Start a host that will be welcomed with `spec`. Raises `SpawnError`."""
+        if self._shut is not None:
+            raise SpawnError(
+                self._shut.errno or 0, f"{self._state_dir}/{SOCKET_NAME}", self._shut.strerror or "shut"
+            )
         await self._see_to_the_name()
         handle = HostHandle(spec, group_dir, listener, self._forget, self._disk)
         self._expected[spec.token] = handle
@@ -109,7 +146,11 @@ class HostDoor:
                 return
             _log.warning("the hosts' socket was deleted; listening again", extra={"folder": self._state_dir})
             former = self._server
-            await self.open()
+            try:
+                await self._listen()
+            except OSError as error:
+                # Those who are connected stay; a host that is started now could not dial in.
+                raise SpawnError(error.errno or 0, f"{self._state_dir}/{SOCKET_NAME}", str(error)) from error
             former.close()
 
     def _forget(self, token: str) -> None:
@@ -186,8 +227,10 @@ def _spawn_host(spec: HostSpec, state_dir: str, group_dir: str) -> Child:
     try:
         log = os.open(f"{group_dir}/{HOST_LOG}", flags, 0o600)
     except OSError as error:
-        problem = error.strerror or str(error)
-        raise SpawnError(error.errno or 0, f"{group_dir}/{HOST_LOG}", problem) from error
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            problem = error.strerror or str(error)
+            raise SpawnError(error.errno or 0, f"{group_dir}/{HOST_LOG}", problem) from error
+        log = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     try:
         child = spawn(argv, env=env, cwd=group_dir, stdout_fd=log, stderr_fd=log, parent_death_signal=None)
     finally:

@@ -164,6 +164,12 @@ class HostHandle:
         self._expected = False
         self._be_patient(None)
 
+    def expect_again(self) -> None:
+        """There is a door now."""
+        self._expected = True
+        if self._writer is None and self._process is not None and self._exit is None:
+            self._be_patient(REDIAL_TIMEOUT_S)
+
     def _watch(self, process: _Process) -> None:
         self._process = process
         try:

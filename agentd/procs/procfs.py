@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from agentd.procs.spare import SHORTAGE, asked
+
 PROC = "/proc"
 
 
@@ -41,7 +43,7 @@ def read_stat(pid: int) -> ProcessStat | None:
 
 def processes() -> Iterator[ProcessStat]:
     """Every process that can be seen; a snapshot that ages while it is read."""
-    for name in os.listdir(PROC):
+    for name in asked(lambda: os.listdir(PROC)):
         if name.isdigit():
             stat = read_stat(int(name))
             if stat is not None:
@@ -69,22 +71,27 @@ def wait_channel(pid: int) -> str:
 
 def _tasks(pid: int) -> list[str]:
     try:
-        return os.listdir(f"{PROC}/{pid}/task")
+        return asked(lambda: os.listdir(f"{PROC}/{pid}/task"))
     except OSError:
         return []
 
 
 def _read(path: str) -> bytes | None:
+    """None: it is not there. Raises `OSError` where nobody can tell."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+        return asked(lambda: _content(path))
+    except OSError as error:
+        if error.errno in SHORTAGE:
+            raise
         return None
+
+
+def _content(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts = []
         while part := os.read(fd, 65536):
             parts.append(part)
         return b"".join(parts)
-    except OSError:
-        return None
     finally:
         os.close(fd)

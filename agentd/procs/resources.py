@@ -20,6 +20,8 @@ SHORTAGES = frozenset(
     }
 )
 """What passes without anybody changing the run: worth another try."""
+OUT_OF_PROCESSES = frozenset({errno.EAGAIN, errno.ENOMEM})
+"""What the kernel says when it starts no process or thread."""
 HEADROOM = 8
 """With fewer descriptors left nothing new can be begun."""
 

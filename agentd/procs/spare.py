@@ -1,0 +1,52 @@
+"""A descriptor kept back for what needs an answer also at the limit: is it alive, what is left of it.
+
+Without one, a process that has as many files open as it may would take everybody for dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What says nothing about the file that was to be opened."""
+
+
+class _Spare:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._fd = _opened()
+
+    def lend(self, call: Callable[[], T]) -> T:
+        with self._lock:
+            if self._fd is not None:
+                os.close(self._fd)
+            try:
+                return call()
+            finally:
+                self._fd = _opened()
+
+
+def _opened() -> int | None:
+    with contextlib.suppress(OSError):
+        return os.open("/", os.O_PATH | os.O_CLOEXEC)
+    return None
+
+
+_spare = _Spare()
+
+
+def asked(call: Callable[[], T]) -> T:
+    """What `call` answers, which opens one file at most at a time; with the spare descriptor if need be."""
+    try:
+        return call()
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+    return _spare.lend(call)
