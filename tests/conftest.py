@@ -80,10 +80,10 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         before = leaks.Footprint.now()
         yield
         token, settle_s = (traced.token, SETTLE_FULL_S) if traced else (None, SETTLE_CHEAP_S)
-        found = leaks.left_behind(before, token=token, settle_s=settle_s)
+        excused = {str(mark.args[0]) for mark in request.node.iter_markers("allow_leak")}
+        found = leaks.left_behind(before, token=token, settle_s=settle_s, excused=excused)
         if traced and (files := leaks.files_below(traced.root)):
             found["files"] = files
-    excused = {str(mark.args[0]) for mark in request.node.iter_markers("allow_leak")}
     found = {kind: items for kind, items in found.items() if kind not in excused}
     if found:
         pytest.fail(leaks.report(found), pytrace=False)

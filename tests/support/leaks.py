@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -77,11 +77,20 @@ def forget_garbage() -> None:
     gc.freeze()
 
 
-def left_behind(before: Footprint, *, token: str | None, settle_s: float) -> dict[str, list[str]]:
-    """What is there now and was not before, by kind, after a bounded wait; leaked processes are ended."""
-    names = end_leaked_processes(before, token, settle_s)
-    threads = _settled(lambda: new_threads(before), settle_s)
-    fds = _settled(lambda: new_fds(before), settle_s)
+def left_behind(
+    before: Footprint, *, token: str | None, settle_s: float, excused: Collection[str] = ()
+) -> dict[str, list[str]]:
+    """What is there now and was not before, by kind, after a bounded wait; leaked processes are ended.
+
+    What is `excused` may stay: it is not waited for.
+    """
+
+    def patience(kind: str) -> float:
+        return 0.0 if kind in excused else settle_s
+
+    names = end_leaked_processes(before, token, patience("processes"))
+    threads = _settled(lambda: new_threads(before), patience("threads"))
+    fds = _settled(lambda: new_fds(before), patience("file descriptors"))
     found = {
         "processes": names,
         "threads": [f"{thread.name} daemon={thread.daemon}" for thread in threads],
