@@ -53,12 +53,12 @@ def tell_starter(fd: int, facts: Mapping[str, object]) -> None:
         os.close(fd)
 
 
-def notify_systemd(state: str) -> None:
-    """Tell systemd, where it asked to be told."""
+def notify_systemd(state: str, patience_s: float = 1.0) -> None:
+    """Tell systemd, where it asked to be told, if it listens within that time."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as messenger:
-        messenger.settimeout(1.0)
+        messenger.settimeout(patience_s)
         messenger.connect("\0" + address[1:] if address.startswith("@") else address)
         messenger.send(state.encode())

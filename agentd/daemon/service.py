@@ -19,7 +19,7 @@ from agentd.api.targets import Target
 from agentd.api.types import StreamEnd, StreamEndCause
 from agentd.config import Config
 from agentd.config.model import HostMode
-from agentd.daemon import announce
+from agentd.daemon import announce, systemd
 from agentd.daemon.eventlog import to_standard_error
 from agentd.daemon.exits import ExitCode, ListenFailed, StartFailed
 from agentd.daemon.parts import Parts, opened
@@ -77,6 +77,8 @@ class _Daemon:
                 await server.start()
                 parts.health.serving(True)
                 await self._announce(parts, bound)
+                reporting = asyncio.create_task(systemd.report(lambda: self._status_line(parts)))
+                stack.callback(reporting.cancel)
                 await self._wishes.leave.wait()
                 code = await self._leave(parts)
                 await server.stop(_LAST_CALLS)
@@ -109,6 +111,15 @@ class _Daemon:
             await asyncio.to_thread(announce.write_port_file, self._config.port_file, bound)
         if self._embedding.ready_fd is not None:
             announce.tell_starter(self._embedding.ready_fd, facts)
+
+    def _status_line(self, parts: Parts) -> str:
+        groups = parts.registry.group_refs()
+        return systemd.status_line(
+            groups=len(groups),
+            runs=len({(group.run_id, group.incarnation) for group in groups}),
+            conditions=parts.registry.conditions,
+            leaving=self._wishes.reason,
+        )
 
     async def _leave(self, parts: Parts) -> ExitCode:
         # Hosts that end with their agentd cannot be handed over: stopped in order they end better.
