@@ -23,6 +23,8 @@ E = TypeVar("E", bound=enum.Enum)
 _NANOS = 1_000_000_000
 _LONGEST = 315_576_000_000
 """Seconds a protobuf Duration can hold."""
+_LAST_SECOND = 253_402_300_799
+"""That a protobuf Timestamp can hold."""
 
 PHASES: Mapping[types.Phase, run.Phase.ValueType] = {
     phase: run.Phase.Value(f"PHASE_{phase.name}") for phase in types.Phase
@@ -68,8 +70,8 @@ def duration_from_message(message: Duration, field: str) -> float:
 
 
 def timestamp_to_message(seconds: float) -> Timestamp | None:
-    """Seconds since the epoch as a Timestamp; none for 0, which means unknown."""
-    if not seconds:
+    """Seconds since the epoch as a Timestamp; none for 0, which means unknown, or for no time at all."""
+    if not 0 < seconds <= _LAST_SECOND:
         return None
     nanos = round(seconds * _NANOS)
     return Timestamp(seconds=nanos // _NANOS, nanos=nanos % _NANOS)

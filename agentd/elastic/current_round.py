@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from typing import Any
 
@@ -133,7 +134,9 @@ def _round_of(told: dict[str, Any]) -> int | None:
 
 def _validity_of(told: dict[str, Any]) -> float | None:
     until = told.get("valid_until")
-    return until if isinstance(until, (int, float)) and math.isfinite(until) else None
+    # Beyond the last a float can be: nobody reckons with that.
+    known = isinstance(until, (int, float)) and abs(until) <= sys.float_info.max
+    return until if known else None
 
 
 def _boottime() -> float:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from agentd.host.sound import LARGEST_COUNT
 from agentd.host.wire import Failed, Recorded, ReportFrame, WireError, as_json, decode
 
 FILE_NAME = "host.jsonl"
@@ -165,8 +166,8 @@ def _last_sequence(tail: bytes) -> int:
     for line in reversed(tail.splitlines()):
         try:
             sequence = json.loads(line)["sequence"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        if type(sequence) is int:
+        if type(sequence) is int and 0 <= sequence <= LARGEST_COUNT:
             return sequence
     return 0

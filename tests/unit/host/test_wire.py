@@ -27,8 +27,10 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
     if get_args(kind):
         return st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=2)
     if kind is float:
-        return st.floats(allow_nan=False, allow_infinity=False)
-    if kind in (int, str, bool):
+        return st.floats(0, 1e9)
+    if kind is int:
+        return st.integers(0, 2**31 - 1)
+    if kind in (str, bool):
         return st.from_type(kind)
     return instances(kind)
 

@@ -248,4 +248,7 @@ def _raw_error(failure: ProcessFailure | None) -> str | None:
     if failure is None:
         return None
     left_none = failure.error_file == NOT_AVAILABLE
-    return json.dumps({"message": failure.message} if left_none else failure.error_file_data, default=str)
+    try:
+        return json.dumps({"message": failure.message} if left_none else failure.error_file_data, default=str)
+    except RecursionError:
+        return json.dumps({"message": failure.message_text()})

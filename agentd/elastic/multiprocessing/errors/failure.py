@@ -75,9 +75,15 @@ class ProcessFailure:
 
     def message_text(self) -> str:
         """The message as one text, whichever form the report has."""
-        if isinstance(self.message, dict):
-            return str(self.message.get("message", self.message))
-        return str(self.message)
+        message = (
+            self.message.get("message", self.message) if isinstance(self.message, dict) else self.message
+        )
+        try:
+            text = str(message)
+        except (RecursionError, ValueError) as error:  # nested, or a number, beyond what Python writes out
+            text = f"a message that cannot be shown: {error}"
+        # It may quote a file's name that is no text.
+        return text.encode("utf-8", "backslashreplace").decode()
 
     def stderr_tail(self, limit: int = 4096) -> str:
         """The last lines the worker wrote to stderr, at most `limit` bytes of them."""
