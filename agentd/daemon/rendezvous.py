@@ -118,4 +118,5 @@ def read_record(text: str) -> HubRecord:
         RecordedMember(**{name: member[name] for name in known & member.keys()})
         for member in values.get("members", ())
     )
+    values["order"] = tuple((node_id, role) for node_id, role in values.get("order", ()))
     return HubRecord(**values)

@@ -54,6 +54,7 @@ def begin(plan: RunPlan, now: float, record: HubRecord | None = None) -> RunStat
         first=TimedFailure(record.first_failure, now) if record.first_failure else None,
         outcome=record.outcome,
         reason=record.reason,
+        order=tuple(MemberKey(*names) for names in record.order) or _members(record),
         join_deadline=now + plan.join_timeout,
         renewal=renewal,
     )
@@ -62,7 +63,8 @@ def begin(plan: RunPlan, now: float, record: HubRecord | None = None) -> RunStat
     if record.outcome:
         return _ending_still(_with_the_last_round(state, record, now, 0.0), record, now)
     if record.stopping:
-        return _waiting_for_the_last_round(_with_the_last_round(state, record, now, plan.return_window), now)
+        awaited = _with_the_last_round(state, record, now, plan.return_window)
+        return _waiting_for_the_last_round(awaited, record, now)
     return _running_on(_with_the_last_round(state, record, now, plan.reattach_window), record)
 
 
@@ -84,9 +86,12 @@ def _with_the_last_round(state: RunState, record: HubRecord, now: float, window:
         state,
         nodes=nodes,
         detached=dict.fromkeys(nodes, now + window),
-        order=tuple(MemberKey(member.node_id, member.role) for member in record.members),
         join_deadline=None,
     )
+
+
+def _members(record: HubRecord) -> tuple[MemberKey, ...]:
+    return tuple(MemberKey(member.node_id, member.role) for member in record.members)
 
 
 def _ending_still(state: RunState, record: HubRecord, now: float) -> RunState:
@@ -96,7 +101,7 @@ def _ending_still(state: RunState, record: HubRecord, now: float) -> RunState:
         state,
         beat=Beat.ENDING,
         end_grace=record.end_grace,
-        owing=dict.fromkeys(state.order),
+        owing=dict.fromkeys(_members(record)),
         detached={},
         answer_deadline=now + grace + state.plan.answer_limit,
     )
@@ -104,8 +109,9 @@ def _ending_still(state: RunState, record: HubRecord, now: float) -> RunState:
 
 def _running_on(state: RunState, record: HubRecord) -> RunState:
     """The round goes on with those who come back; whoever does not is lost."""
-    live: Mapping[MemberKey, Place | None] = dict.fromkeys(state.order)
-    if all(member.master_port for member in record.members):
+    members = _members(record)
+    live: Mapping[MemberKey, Place | None] = dict.fromkeys(members)
+    if members == state.order and all(member.master_port for member in record.members):
         # A member that the last hub could not tell its place is told now.
         offers = {
             MemberKey(member.node_id, member.role): Offer(member.local_world_size, member.master_port)
@@ -115,13 +121,13 @@ def _running_on(state: RunState, record: HubRecord) -> RunState:
     return replace(state, beat=Beat.RUNNING, reason="", live=live)
 
 
-def _waiting_for_the_last_round(state: RunState, now: float) -> RunState:
+def _waiting_for_the_last_round(state: RunState, record: HubRecord, now: float) -> RunState:
     """Each of its nodes says that it is gone, or is lost, before another one forms."""
     return replace(
         state,
         beat=Beat.STOPPING,
         reason="the hub began again",
-        owing=dict.fromkeys(state.order),
+        owing=dict.fromkeys(_members(record)),
         answer_deadline=now + state.plan.stop_grace + state.plan.answer_limit,
     )
 

@@ -183,7 +183,7 @@ class MemberSession:
         self._say(self._book.done(role, round_))
 
     def leave(self, role: str, reason: str = "", *, failed: bool = False) -> None:
-        """The member leaves the run. Say `gone`, or close, once nothing of it runs: others wait for it.
+        """The member leaves the run. Say `gone` once nothing of it runs: others wait for that.
 
         `failed`: nobody asked it to, it cannot take part.
         """

@@ -15,16 +15,25 @@ from agentd.core.ranks import deal_ranks
 from agentd.core.specs import Member
 from agentd.hub.messages import Assignment
 from agentd.hub.plan import RunPlan
-from agentd.hub.state import MemberKey, Place, RunState
+from agentd.hub.state import MemberKey, Offer, Place, RunState
 
 LOOPBACK = "127.0.0.1"
 
 
+def ready(state: RunState) -> Mapping[MemberKey, Offer]:
+    """Those of the waiting that could take part now: nothing of an older round runs on their nodes."""
+    if not state.behind:
+        return state.waiting
+    nodes = {key.node_id for key in state.behind}
+    return {key: offer for key, offer in state.waiting.items() if key.node_id not in nodes}
+
+
 def seat(state: RunState) -> list[MemberKey]:
-    """The members of the next round by group rank, at most `max_members` of those that wait."""
-    survivors = [key for key in state.order if key in state.waiting]
+    """The members of the next round by group rank, at most `max_members` of those that are ready."""
+    able = ready(state)
+    survivors = [key for key in state.order if key in able]
     known = frozenset(survivors)
-    newcomers = [key for key in state.waiting if key not in known]
+    newcomers = [key for key in able if key not in known]
     # The sort is stable: members no list names stay in order of arrival.
     newcomers.sort(key=lambda key: _list_place(state, key))
     room = state.plan.max_members - len(survivors)

@@ -10,13 +10,15 @@ from agentd.hub.messages import (
     MemberDone,
     MemberFailed,
     MemberLeaving,
+    MemberMessage,
     MemberReady,
     MemberWaiting,
     RoundGone,
 )
-from agentd.hub.ranks import enough_may_come
+from agentd.hub.ranks import enough_may_come, ready
 from agentd.hub.rounds import (
     finish,
+    hear_of,
     membership_changed,
     note_failure,
     pay_failure,
@@ -36,6 +38,9 @@ def receive(turn: Turn, event: Received) -> None:
         return
     if key.role not in turn.state.plan.roles:
         return
+    caught_up = _catches_up(turn, key, event.message)
+    if caught_up:
+        turn.no_longer_behind([key])
     match event.message:
         case MemberReady() as message:
             _ready(turn, key, message)
@@ -47,6 +52,8 @@ def receive(turn: Turn, event: Received) -> None:
             done(turn, key, message.round)
         case MemberLeaving() as message:
             _leaving(turn, key, message)
+    if caught_up:
+        _let_in(turn, key.node_id)
 
 
 def done(turn: Turn, key: MemberKey, round_: int) -> None:
@@ -62,7 +69,24 @@ def done(turn: Turn, key: MemberKey, round_: int) -> None:
             finish(turn, Phase.SUCCEEDED, sentences.succeeded(len(turn.state.done)))
 
 
+def _catches_up(turn: Turn, key: MemberKey, message: MemberMessage) -> bool:
+    """Whether it says that nothing runs of the older round for which its node has no place."""
+    round_ = turn.state.behind.get(key)
+    if round_ is None or isinstance(message, MemberFailed | MemberLeaving):
+        return False
+    return message.round >= round_
+
+
+def _let_in(turn: Turn, node_id: str) -> None:
+    """Other members of the node may have waited for that."""
+    state = turn.state
+    waited = [key for key in ready(state) if key.node_id == node_id]
+    if waited and state.beat is Beat.RUNNING and room_for_one_more(state):
+        membership_changed(turn, f"{turn.label(waited[0])} joined")
+
+
 def _ready(turn: Turn, key: MemberKey, message: MemberReady) -> None:
+    hear_of(turn, message.round)
     state = turn.state
     offer = Offer(message.local_world_size, message.master_port)
     _remember_size(turn, key, message.local_world_size)
@@ -152,7 +176,7 @@ def _offer(turn: Turn, key: MemberKey, offer: Offer) -> None:
     turn.change(waiting=with_(state.waiting, key, offer), out=without(state.out, [key]))
     if state.beat is not Beat.RUNNING:
         return
-    if room_for_one_more(state):
+    if room_for_one_more(state) and key in ready(turn.state):
         membership_changed(turn, f"{turn.label(key)} joined")
     else:
         turn.emit(Send(key.node_id, MemberWaiting(role=key.role, reason=sentences.full(state))))
@@ -168,7 +192,7 @@ def _failed(turn: Turn, key: MemberKey, message: MemberFailed, overdue: frozense
         # Its workers may have died of the stop's own cause: counts once, and only if a failure it was.
         if state.failure_counted or state.suspects or state.outcome is Phase.FAILED:
             refine_failure(turn, key, message)
-    elif not message.failures and key not in state.done:
+    elif not message.failures and key not in state.done and key not in state.behind:
         _failed_before_start(turn, key, message)
 
 

@@ -13,7 +13,7 @@ from agentd.api.types import Failure, Phase
 from agentd.core.specs import Member
 from agentd.hub import sentences
 from agentd.hub.messages import AgedFailure, MemberFailed, MemberWaiting, RunFinished, StopRound
-from agentd.hub.ranks import assign, seat
+from agentd.hub.ranks import assign, ready, seat
 from agentd.hub.state import Beat, Ended, MemberKey, Place, RunState, TimedFailure
 from agentd.hub.turn import Turn, node_ids, without
 
@@ -33,7 +33,7 @@ def due(state: RunState) -> float | None:
     """When `advance` has something to do though nothing happens."""
     times: list[float | None] = list(state.detached.values())
     if state.beat is Beat.FORMING:
-        enough = len(state.waiting) >= state.plan.min_members
+        enough = len(ready(state)) >= state.plan.min_members
         times.append(state.last_call_at if enough else state.join_deadline)
     elif state.beat is Beat.STOPPING:
         times.append(state.answer_deadline if state.owing else state.gather_until)
@@ -46,6 +46,19 @@ def membership_changed(turn: Turn, reason: str) -> None:
     """The running round lost a member, or gets one more: it is stopped, and another one formed."""
     if _pay_change(turn, reason):
         _stop_round(turn, reason)
+
+
+def hear_of(turn: Turn, round_: int) -> None:
+    """A member knows of a newer round: the last hub ended before that was written down, so it wins.
+
+    Who else runs it is not known. They come within a lease, or may act no longer.
+    """
+    state = turn.state
+    if round_ <= state.round or state.beat in (Beat.ENDING, Beat.ENDED):
+        return
+    turn.change(round=round_, gather_until=turn.now + state.plan.lease)
+    if state.beat is not Beat.STOPPING:
+        _stop_round(turn, f"the hub began again and did not know of round {round_}")
 
 
 def room_for_one_more(state: RunState) -> bool:
@@ -148,7 +161,7 @@ def _stop_if_answered(turn: Turn) -> None:
 
 def _form_if_ripe(turn: Turn) -> None:
     state = turn.state
-    if len(state.waiting) < state.plan.min_members:
+    if len(ready(state)) < state.plan.min_members:
         if _reached(state.join_deadline, turn.now):
             finish(turn, Phase.FAILED, sentences.join_timeout(state))
         elif state.last_call_at is not None:
@@ -164,12 +177,13 @@ def _form_if_ripe(turn: Turn) -> None:
 
 def _all_there(state: RunState) -> bool:
     """Nobody else is worth waiting for."""
-    plan, count = state.plan, len(state.waiting)
+    plan, able = state.plan, ready(state)
+    count = len(able)
     if count >= plan.max_members:
         return True
     if not plan.expected or count < len(plan.expected):
         return False
-    there = {Member(state.nodes[key.node_id].name, key.role) for key in state.waiting}
+    there = {Member(state.nodes[key.node_id].name, key.role) for key in able}
     return plan.expected.keys() <= there
 
 
@@ -226,6 +240,7 @@ def _lose_unanswered(turn: Turn) -> None:
     turn.forget(late)
     why = "did not stop the round in time"
     turn.change(
+        behind={**state.behind, **dict.fromkeys(late, state.round)},
         out={**state.out, **dict.fromkeys(late, why)},
         reason=f"{_labels(turn, late)} {why}; the others go on without",
     )
@@ -242,7 +257,7 @@ def _settle(turn: Turn) -> None:
         )
         if not paid:
             return
-    if len(turn.state.waiting) >= state.plan.min_members:
+    if len(ready(turn.state)) >= state.plan.min_members:
         _form(turn)
         return
     turn.change(

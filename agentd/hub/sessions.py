@@ -17,7 +17,7 @@ from agentd.hub.messages import (
     StopRound,
 )
 from agentd.hub.reports import done
-from agentd.hub.rounds import farewell, membership_changed
+from agentd.hub.rounds import farewell, hear_of, membership_changed
 from agentd.hub.state import (
     Absent,
     Beat,
@@ -83,6 +83,7 @@ def attach(turn: Turn, hello: SessionHello) -> None:
         return
     # What it waits for it says again; until then it has nothing to offer.
     mine = turn.members_of(node.node_id)
+    turn.no_longer_behind(mine)
     _park_waiting(turn, mine)
     turn.change(leaving=turn.state.leaving.difference(mine))
     _agree(turn, hello)
@@ -103,8 +104,10 @@ def detach(turn: Turn, node_id: str, epoch: int, own_fault: bool = False) -> Non
         # The end of its stream is its answer: a node closes when nothing of the run is left there.
         turn.change(owing=without(state.owing, mine))
         return
-    turn.forget([key for key in mine if key in state.leaving])
-    turn.change(leaving=state.leaving.difference(mine))
+    # One that leaves is waited for while it owes an answer: who breaks a stream may still run all it ran.
+    left = [key for key in mine if key in state.leaving and key not in state.owing]
+    turn.forget(left)
+    turn.change(leaving=state.leaving.difference(left))
     _park_waiting(turn, mine)
     state = turn.state
     if not any(key in state.live or key in state.owing or key in state.done for key in mine):
@@ -149,6 +152,7 @@ def lose_node(turn: Turn, node_id: str, why: str) -> None:
 def _go(turn: Turn, node: Node, why: str, *, lost: bool) -> None:
     mine = turn.members_of(node.node_id)
     turn.forget(mine)
+    turn.no_longer_behind(mine)
     turn.change(leaving=turn.state.leaving.difference(mine), out=without(turn.state.out, mine))
     state = turn.state
     absent = Absent(
@@ -197,34 +201,43 @@ def _turn_away(turn: Turn, hello: SessionHello, gone: Absent) -> None:
 
 def _agree(turn: Turn, hello: SessionHello) -> None:
     """Compare what the node says it has with what the hub gave it."""
+    hear_of(turn, max((member.round for member in hello.members), default=0))
     told = {member.role: member for member in hello.members}
-    stale_rounds: dict[int, None] = {}
     broken: list[MemberKey] = []
+    to_stop: dict[int, None] = {}
     for key in turn.members_of(hello.node_id):
-        state, member = turn.state, told.get(key.role)
-        if key in state.live:
-            if member is None or _runs_another(member, state.round):
-                broken.append(key)
-            elif member.condition is MemberCondition.DONE and member.round == state.round:
-                done(turn, key, member.round)
-        elif key in state.owing:
-            if member is None:
-                turn.forget([key])
-            else:
-                stale_rounds[state.round] = None
+        member = told.get(key.role)
+        if key in turn.state.live and (member is None or _runs_another(member, turn.state.round)):
+            broken.append(key)
         elif member is None:
             turn.forget([key])
-        elif stale := _left_over(turn, key, member):
-            stale_rounds[stale] = None
+        elif round_ := _round_to_stop(turn, key, member):
+            to_stop[round_] = None
     if turn.state.beat is Beat.ENDING:
         return
-    for round_ in stale_rounds:
+    for key in broken:
+        # Not before: who is done meanwhile is not the last of the round.
+        if (member := told.get(key.role)) and (round_ := _left_over(turn, key, member)):
+            to_stop[round_] = None
+    for round_ in to_stop:
         reason = turn.state.reason or "the run went on without this node"
         turn.emit(Send(hello.node_id, StopRound(round=round_, reason=reason)))
     if broken:
         turn.forget(broken)
-        label = turn.label(broken[0])
-        membership_changed(turn, f"{label} came back without its workers")
+        membership_changed(turn, f"{turn.label(broken[0])} came back without its workers")
+
+
+def _round_to_stop(turn: Turn, key: MemberKey, member: MemberState) -> int:
+    """The round that this member must stop; 0: none."""
+    state = turn.state
+    placed = key in state.live or key in state.owing
+    if placed and not _runs_another(member, state.round):
+        if key in state.owing:
+            return state.round
+        if member.condition is MemberCondition.DONE:
+            done(turn, key, member.round)
+        return 0
+    return _left_over(turn, key, member)
 
 
 def _left_over(turn: Turn, key: MemberKey, member: MemberState) -> int:
@@ -239,6 +252,7 @@ def _left_over(turn: Turn, key: MemberKey, member: MemberState) -> int:
     if finished and state.beat is Beat.RUNNING and key in state.order:
         turn.change(done=with_(turn.state.done, key, None))
         return 0
+    turn.change(behind=with_(turn.state.behind, key, member.round))
     return member.round
 
 

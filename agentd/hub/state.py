@@ -131,6 +131,8 @@ class HubRecord:
     reason: str = ""
     members: tuple[RecordedMember, ...] = ()
     """By group rank."""
+    order: tuple[tuple[str, str], ...] = ()
+    """All members of the round by group rank, node and role; empty: an older agentd wrote only `members`."""
     end_grace: float | None = None
     """For the workers of a run that is over. None: the run's own."""
     stopping: bool = False
@@ -162,6 +164,9 @@ class RunState:
     """Succeeded in the running round."""
     owing: Mapping[MemberKey, Place | None] = field(default_factory=_nothing)
     """Have yet to say that the round is gone."""
+    behind: Mapping[MemberKey, int] = field(default_factory=_nothing)
+    """Were left out while they ran this round, and have yet to say that it is gone. Until then no member of
+    their node has a place: no node runs two rounds."""
     leaving: frozenset[MemberKey] = frozenset()
     """Want no place in the next round, until they offer themselves again."""
     out: Mapping[MemberKey, str] = field(default_factory=_nothing)

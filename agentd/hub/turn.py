@@ -67,6 +67,7 @@ class Turn:
                     outcome=state.outcome,
                     reason=state.reason,
                     members=tuple(_recorded(state)),
+                    order=tuple((key.node_id, key.role) for key in state.order),
                     end_grace=state.end_grace,
                     stopping=state.beat is not Beat.RUNNING,
                 )
@@ -82,6 +83,10 @@ class Turn:
             done=without(state.done, keys),
             owing=without(state.owing, keys),
         )
+
+    def no_longer_behind(self, keys: Collection[MemberKey]) -> None:
+        """Nothing of an older round runs for these members."""
+        self.change(behind=without(self.state.behind, keys))
 
     def label(self, key: MemberKey) -> str:
         """A member as people name it."""

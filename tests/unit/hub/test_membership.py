@@ -106,11 +106,12 @@ def test_nobody_is_missing_while_others_fill_the_round() -> None:
     assert rig.status.missing == ()
 
 
-def test_leaving_member_that_closes_its_stream_is_gone() -> None:
+def test_leaving_member_that_said_gone_and_closes_its_stream_is_waited_for_no_more() -> None:
     rig = elastic("a", "b")
     rig.leave("b")
-    rig.gone("a")
+    rig.gone("b")
     rig.break_stream("b")
+    rig.gone("a")
     assert sorted(rig.placed()) == ["a"]
 
 
