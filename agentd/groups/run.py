@@ -141,6 +141,9 @@ class NodeRun:
         )
         self._members = InTurn(self._session, self._lingers_beside)
         self._go_on(left, self._session, self._members)
+        if left and (told := self._told_here()):
+            # Before any group's word: the part of the hub's own node may be over, and the run go on.
+            self._hub = told
         self.status = self._composed()
         self._changed(self)
         self.take_on(part.plans)
@@ -274,9 +277,13 @@ class NodeRun:
     def on_view(self, status: RunStatus) -> None:
         """The run as its hub sees it."""
         if self._hub.phase not in TERMINAL:
-            here = self._rendezvous.view(*self.part.key) if self.part.hub_here else None
-            self._hub = replace(here or status, from_hub=True)
+            self._hub = self._told_here() or replace(status, from_hub=True)
             self._refresh()
+
+    def _told_here(self) -> RunStatus | None:
+        """What the hub knows, if it is here."""
+        told = self._rendezvous.view(*self.part.key) if self.part.hub_here else None
+        return None if told is None else replace(told, from_hub=True)
 
     def on_finished(self, finished: RunFinished) -> None:
         """The run is over for everyone."""

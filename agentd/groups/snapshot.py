@@ -76,7 +76,9 @@ def compose(hub: RunStatus, own: NodeStatus, end: PartEnd | None, *, hub_here: b
     if end is not None and not hub_here:
         return replace(status, phase=end.phase if over else Phase.STOPPING, reason=end.reason)
     if not hub.from_hub:
-        return replace(status, phase=own.phase, reason=own.reason)
+        # On its own node only the hub can say that the run is over, and it is about to speak.
+        phase = Phase.STOPPING if hub_here and own.phase in TERMINAL else own.phase
+        return replace(status, phase=phase, reason=own.reason)
     return status
 
 

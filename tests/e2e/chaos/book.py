@@ -48,7 +48,8 @@ class Book:
             job = self.jobs.get(run.run_id)
             if job is not None and run.restart_count > job.max_restarts:
                 yield f"{node} shows restart {run.restart_count} of {job.max_restarts} for {run.run_id}"
-            if job is not None and job.hub == node and run.incarnation == self.incarnations[run.run_id]:
+            of_hub = job is not None and job.hub == node and (run.from_hub or run.phase in TERMINAL)
+            if of_hub and run.incarnation == self.incarnations[run.run_id]:
                 yield from self._of_hub(run, now)
 
     def _of_hub(self, run: RunStatus, now: float) -> Iterator[str]:
