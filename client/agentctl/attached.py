@@ -7,13 +7,13 @@ import enum
 import signal
 import time
 from collections.abc import Awaitable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any, Final
 
 from agentctl import caller, exits
 from agentctl.show.display import Display
 from agentctl.show.talk import say
-from agentd.api.errors import AgentError
+from agentd.api.errors import AgentError, RunEnded, RunNotFound
 from agentd.api.types import LogsRequest, Phase
 from agentd_client.aio import AsyncRunHandle
 from agentd_client.report import RunOver, RunReport
@@ -40,12 +40,16 @@ class Attached:
         *,
         on_interrupt: OnInterrupt,
         survives_hangup: bool = False,
+        keeps_lease: bool = False,
         logs: LogsRequest | None = None,
     ) -> None:
-        """`survives_hangup`: the run would end with us, so a lost terminal does not end us."""
+        """`survives_hangup`: the run would end with us, so a lost terminal does not end us.
+        `keeps_lease`: it has a controller lease, which is ours to renew.
+        """
         self._display = display
         self._on_interrupt = on_interrupt
         self._survives_hangup = survives_hangup
+        self._keeps_lease = keeps_lease
         self._logs = logs
         self._handle: AsyncRunHandle | None = None
         self._signals: list[int] = []
@@ -76,13 +80,24 @@ class Attached:
         self._handle = await starting
         if self._signals:
             self._stop(at_once=False)
-        async with aclosing(self._handle.follow(logs=self._logs)) as events:
+        async with AsyncExitStack() as stack:
+            if self._keeps_lease:
+                await self._keep_lease(self._handle, stack)
+            events = await stack.enter_async_context(aclosing(self._handle.follow(logs=self._logs)))
             async for event in events:
                 if isinstance(event, RunOver):
                     self._display.end(event.report)
                     return event.report
                 self._display.show(event)
         raise AssertionError("a followed run ends with its report")
+
+    async def _keep_lease(self, handle: AsyncRunHandle, stack: AsyncExitStack) -> None:
+        try:
+            await stack.enter_async_context(handle.keep_lease())
+        except (RunEnded, RunNotFound):
+            pass  # it was short; what is followed tells its end
+        except AgentError as error:
+            say(f"nobody will stop run {handle.run_id} when it is left alone: {error}")
 
     async def _tick(self) -> None:
         while True:

@@ -8,9 +8,12 @@ import re
 import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 LARGEST_RANK: Final = 1_000_000
+_DIGITS: Final = 20
+_UNITS: Final[Mapping[str, float]] = MappingProxyType({"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0})
 _ENV_NAME = re.compile(r"[^=\0]+")
 
 
@@ -111,13 +114,14 @@ def parse_pairs(text: str) -> dict[str, str]:
 
 
 def parse_seconds(text: str) -> float:
-    """A number of seconds, not negative."""
+    """A time that is not negative: a number of seconds, or with a unit as in `90s`, `10m`, `1.5h`, `2d`."""
+    number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1.0)
     try:
-        seconds = float(text)
+        seconds = float(number) * unit
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise ValueError(f"{text!r} is not a number of seconds from 0")
+        raise ValueError(f"{text!r} is not a number of seconds from 0, nor a time such as 90s, 10m, 2h, 1d")
     return seconds
 
 
@@ -135,6 +139,6 @@ def parse_signal(text: str) -> int:
 
 def _number(text: str, what: str, lowest: int, highest: int) -> int:
     text = text.strip()
-    if not (text.isascii() and text.isdigit()) or not lowest <= int(text) <= highest:
+    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS) or not lowest <= int(text) <= highest:
         raise ValueError(f"{text!r} is not {what} from {lowest} to {highest}")
     return int(text)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from agentctl import caller
+from agentctl.flags import parse_nproc
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,12 @@ def parse_hostfile(text: str) -> tuple[Host, ...]:
         slots = 0
         for word in words[1:]:
             key, _, value = word.partition("=")
-            if key != "slots" or not value.isascii() or not value.isdigit() or int(value) < 1:
+            try:
+                slots = int(parse_nproc(value)) if key == "slots" else 0
+            except ValueError:
+                slots = 0
+            if not slots:
                 raise ValueError(f"line {number}: {word!r} is not slots=N")
-            slots = int(value)
         hosts.append(Host(words[0], slots))
     if not hosts:
         raise ValueError("it names no node")

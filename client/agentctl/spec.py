@@ -57,6 +57,7 @@ class SpecFlags:
     labels: Mapping[str, str] = field(default_factory=dict)
     no_rejoin: bool = False
     on_isolation: IsolationPolicy | None = None
+    controller_lease: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,7 @@ def build_wish(flags: SpecFlags, nodes: Nodes) -> Wish:
             labels=flags.labels or None,
             no_rejoin=flags.no_rejoin or None,
             on_isolation=flags.on_isolation,
+            controller_lease=flags.controller_lease,
         ),
     )
     _check_role_nodes(spec)

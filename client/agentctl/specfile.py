@@ -39,6 +39,8 @@ def parse_spec(text: str) -> RunSpec:
         table = _Table("", tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"it is not TOML: {error}") from None
+    except (ValueError, RecursionError):
+        raise ValueError("a number in it is too long, or a list too deeply nested") from None
     roles = tuple(_role(role) for role in table.tables("roles"))
     if not roles:
         raise ValueError("roles: there is none; begin one with [[roles]]")
@@ -53,6 +55,7 @@ def parse_spec(text: str) -> RunSpec:
         monitor_interval=table.seconds("monitor_interval"),
         labels=table.texts("labels"),
         no_rejoin=table.take("no_rejoin", bool, False),
+        controller_lease=table.seconds("controller_lease"),
         on_isolation=table.one_of("on_isolation", IsolationPolicy, IsolationPolicy.KEEP),
     )
     table.end()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentd.api import convert
-from agentd.api.errors import AgentError, NoControllerLease, RunEnded, RunNotFound
+from agentd.api.errors import AgentError, NoControllerLease, NotSupported, RunEnded, RunNotFound
 from agentd.api.types import ControllerLease
 from agentd.v1 import agent_service_pb2 as service
 from agentd_client import wire
@@ -21,7 +21,7 @@ RENEWALS_PER_LEASE: Final = 3
 """So that two may be lost on their way."""
 LONGEST_RETRY_S: Final = 1.0
 
-HOPELESS: Final = (RunEnded, NoControllerLease, RunNotFound)
+HOPELESS: Final = (RunEnded, NoControllerLease, RunNotFound, NotSupported)
 """What no other try changes."""
 
 log = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ def nodes(check: bool, **values: Any) -> int:
     """Show the nodes: address, version, CPUs and GPUs, load, memory, disk, runs."""
     from agentctl.commands.asking import open_fleet
     from agentctl.exits import ExitCode, of_error
+    from agentctl.show.drains import drain_line, hub_line
     from agentctl.show.messages import write_json_lines, write_json_list
     from agentctl.show.tables import nodes_table, write_table
     from agentctl.show.talk import say, say_problems
@@ -38,11 +39,15 @@ def nodes(check: bool, **values: Any) -> int:
     else:
         write_table(nodes_table(found))
     for node in found:
+        if node.drain is not None:
+            say(f"{node.node_id}: {drain_line(node.drain)}")
+        if node.drain is not None and node.hub_of:
+            say(f"{node.node_id} {hub_line(node.hub_of)}")
         for name, detail in node.condition_details.items():
             say(f"{node.node_id}: {name}: {detail}")
     say_problems(result.problems)
     if not result.complete:
         return ExitCode.PARTIAL
-    if check and any(node.ending or node.conditions for node in found):
+    if check and any(node.ending or node.drain or node.conditions for node in found):
         return ExitCode.UNHEALTHY
     return ExitCode.OK

@@ -131,6 +131,7 @@ def _spec_flags(values: dict[str, Any], options: RunOptions) -> Any:
         devices=values["devices"] or (),
         labels=_pairs("--label", values["labels"]),
         no_rejoin=values["no_rejoin"],
+        controller_lease=values["controller_lease"],
         on_isolation=IsolationPolicy(values["on_isolation"]) if values["on_isolation"] else None,
     )
 
@@ -191,12 +192,13 @@ async def _run(
     async with AsyncFleet(targets, timeout_s=options.deadline_s) as fleet:
         starting = _launch(fleet, wish, options, environment)
         if options.detach:
-            return _detached(await starting, options.output)
+            return _detached(await starting, wish, options.output)
         choice = Choice(redirects=options.redirects, tee=options.tee, local_ranks=options.local_ranks)
         attached = Attached(
             make_display(options.output, LineAssembler(choice)),
             on_interrupt=OnInterrupt.STOP,
             survives_hangup=options.standalone,
+            keeps_lease=wish.spec.controller_lease is not None,
             logs=LogsRequest(run_id=wish.spec.run_id, follow=True, all_rounds=True),
         )
         return await attached.stay(starting)
@@ -245,7 +247,7 @@ def _started_line(handle: AsyncRunHandle, wish: Wish) -> str:
     return line
 
 
-def _detached(handle: AsyncRunHandle, output: str) -> int:
+def _detached(handle: AsyncRunHandle, wish: Wish, output: str) -> int:
     """The run's id, and which nodes have not taken it yet."""
     from agentctl.show.messages import write_json, write_json_lines
     from agentctl.show.talk import say_problems
@@ -260,6 +262,11 @@ def _detached(handle: AsyncRunHandle, output: str) -> int:
         write_json_lines([message])
     else:
         click.echo(handle.run_id)
+    if wish.spec.controller_lease is not None:
+        say(
+            f"run {handle.run_id} is stopped when nobody renews it for {wish.spec.controller_lease:g} s: "
+            f"`agentctl renew {handle.run_id} --keep` does"
+        )
     if launched.problems:
         say_problems(launched.problems, "has not taken the run")
         say(f"the run waits for them; `agentctl join {handle.run_id} --nodes ...` adds nodes later")

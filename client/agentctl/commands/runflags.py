@@ -98,6 +98,13 @@ _SHAPE: Final[tuple[Decorator, ...]] = (
         text="What becomes of the workers of a node whose hub has not answered for a lease: they go on, or "
         "are stopped with their grace. Default: keep.",
     ),
+    _flag(
+        "--controller-lease",
+        type=_SECONDS,
+        metavar="TIME",
+        text="Stop the run when nobody has renewed it for so long, such as 30s. This command does while it "
+        "stays, `agentctl renew` and the client library too. Default: nobody needs to.",
+    ),
 )
 
 _PROGRAM: Final[tuple[Decorator, ...]] = (

@@ -107,6 +107,8 @@ def run_summary(run: RunStatus) -> list[str]:
     ]
     if run.reason:
         lines.append(f"  {run.reason}")
+    if run.controller_lease_until:
+        lines.append(f"  stopped at {clock_time(run.controller_lease_until)} unless it is renewed")
     if run.hub_unreachable_since:
         lines.append(f"  {hub_silence(run)}; workers go on, what needs the hub waits for it")
     if run.missing:
@@ -156,7 +158,7 @@ def nodes_table(nodes: Sequence[NodeInfo]) -> TableData:
             (
                 node.node_id,
                 node.advertised_address or "-",
-                "ending" if node.ending else ", ".join(node.conditions) or "ready",
+                _state(node) or ", ".join(node.conditions) or "ready",
                 node.version,
                 str(node.cpus),
                 str(node.gpus),
@@ -168,6 +170,15 @@ def nodes_table(nodes: Sequence[NodeInfo]) -> TableData:
             for node in nodes
         ),
     )
+
+
+def _state(node: NodeInfo) -> str:
+    """What keeps a node from new runs though nothing is wrong with it."""
+    if node.ending:
+        return "ending"
+    if node.drain is None:
+        return ""
+    return "draining" if node.groups else "drained"
 
 
 def write_table(data: TableData) -> None:
@@ -219,4 +230,4 @@ def _write_rich(data: TableData) -> None:
 def _style(column: str, cell: str) -> str:
     if column == "PHASE":
         return next((style for phase, style in PHASE_STYLES.items() if phase.value == cell), "")
-    return {"ending": "yellow", "FAILED": "red"}.get(cell, "")
+    return {"ending": "yellow", "draining": "yellow", "drained": "yellow", "FAILED": "red"}.get(cell, "")
