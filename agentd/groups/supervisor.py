@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from agentd.api.types import TERMINAL, Failure, GroupStatus, Phase, WorkerState, WorkerStatus
 from agentd.core import group_events as ev
@@ -49,6 +50,8 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
 KEPT_LOGS = 20_000
 """Log folders that are remembered; the oldest rounds are forgotten first."""
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -412,13 +415,22 @@ class Supervisor:
         marks = tree.Marks(token=self._token, sessions=self._sessions, cgroup=self._cgroup)
         # What the host has judged unkillable gets no second bound.
         bound_s = SECOND_LOOK_S if self._state.unkillable else tree.KILL_BOUND_S
-        stuck = await asyncio.get_running_loop().run_in_executor(
-            self._shared.sweeps, lambda: tree.end_group(marks, grace_s=grace_s, kill_bound_s=bound_s)
-        )
+        stuck = await self._in_sweeps(lambda: tree.end_group(marks, grace_s=grace_s, kill_bound_s=bound_s))
         self._handle, self._sessions = None, frozenset()
         if stuck:
             self._shared.stuck.add(self._stuck_group(marks, stuck))
         self.post(ev.Swept(f"SIGKILL did not end {describe(stuck)}" if stuck else ""))
+
+    async def _in_sweeps(self, sweep: Callable[[], T]) -> T:
+        """Until it can be told what is left, nothing may start: asked again while something has run out."""
+        while True:
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._shared.sweeps, sweep)
+            except OSError as error:
+                if error.errno not in SHORTAGES:
+                    raise
+                _log.warning("a group cannot be swept now", extra={**self._facts(), "problem": str(error)})
+            await asyncio.sleep(LONGEST_PAUSE_S)
 
     def _stuck_group(self, marks: tree.Marks, processes: tuple[tree.StuckProcess, ...]) -> StuckGroup:
         return StuckGroup(

@@ -1,0 +1,323 @@
+"""What runs out is named, harms nothing that runs, loses nothing that was announced, and passes by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentd.api.errors import NodeDegraded
+from agentd.api.types import (
+    Command,
+    EntrypointKind,
+    GroupStatus,
+    Phase,
+    RoleSpec,
+    RunRequest,
+    RunSpec,
+    RunStatus,
+)
+from agentd_client import AgentClient
+from tests.support.disks import cannot_mount, small_disk
+from tests.support.fleet import BIN, Node, agentd, count_descriptors, is_gone
+from tests.support.waiting import wait_until
+
+PATIENCE_S = 40.0
+PIDS = Path("/sys/fs/cgroup/pids")
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.root]
+mounts = pytest.mark.skipif(bool(cannot_mount()), reason=cannot_mount() or "it can")
+limits_pids = pytest.mark.skipif(
+    not (PIDS / "cgroup.procs").exists(), reason="needs the pids hierarchy of cgroup v1"
+)
+
+
+class Caller:
+    """Asks one agentd after the other at the same target."""
+
+    def __init__(self, node: Node) -> None:
+        self.client = AgentClient(node.target)
+
+    def __enter__(self) -> Caller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+
+    def begin(self, run_id: str = "job") -> None:
+        """Two workers that sleep."""
+        command = Command(entrypoint="/bin/sleep", arguments=("600",), kind=EntrypointKind.EXECUTABLE)
+        spec = RunSpec(
+            run_id=run_id,
+            roles=(RoleSpec(command=command, local_world_size=2),),
+            max_restarts=9,
+            stop_grace=5.0,
+        )
+        self.client.run(RunRequest(request_id=run_id, spec=spec))
+
+    def status(self) -> RunStatus:
+        return self.client.status("job")
+
+    def group(self) -> GroupStatus:
+        return self.status().nodes[0].groups[0]
+
+    def running(self, round_: int) -> tuple[int, ...]:
+        """The pids of the workers, once they run in that round."""
+
+        def look() -> tuple[int, ...]:
+            group = self.group()
+            there = group.phase is Phase.RUNNING and group.round == round_
+            return tuple(worker.pid for worker in group.workers) if there else ()
+
+        return wait_until(look, PATIENCE_S, what=f"round {round_}")
+
+    def named(self, *conditions: str) -> None:
+        """Wait until exactly these stand, for the node and for its run."""
+        wait_until(lambda: set(self.client.get_node().conditions) == set(conditions), PATIENCE_S)
+        wait_until(lambda: set(conditions) <= set(self.status().nodes[0].conditions), PATIENCE_S)
+
+    def refused(self, condition: str) -> None:
+        with pytest.raises(NodeDegraded) as refusal:
+            self.begin("another")
+        assert refusal.value.facts["condition"] == condition
+        assert refusal.value.facts["step"] in str(refusal.value)
+
+    def stop(self) -> None:
+        pids = [worker.pid for worker in self.group().workers]
+        self.client.stop("job")
+        wait_until(lambda: self.status().phase is Phase.STOPPED, PATIENCE_S)
+        assert all(is_gone(pid) for pid in pids)
+
+
+@mounts
+def test_a_full_disk_harms_no_run_and_loses_nothing_that_was_announced(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "node-a" / "state") as disk, contextlib.ExitStack() as stack:
+        node = stack.enter_context(agentd(tmp_path))
+        caller = stack.enter_context(Caller(node))
+        caller.begin()
+        first = caller.running(1)
+        host = caller.group().host_pid
+        disk.fill()
+        wait_until(lambda: "STATE_DISK_FULL" in caller.client.get_node().conditions, PATIENCE_S)
+        os.kill(first[0], signal.SIGKILL)
+        second = caller.running(2)
+        assert caller.status().restart_count == 1
+        caller.named("STATE_DISK_FULL", "JOURNAL_BEHIND")
+        caller.refused("STATE_DISK_FULL")
+        # Nobody but the host is there to hear of the next one, and there is no disk to tell it to.
+        node.kill()
+        os.kill(second[1], signal.SIGKILL)
+        wait_until(lambda: is_gone(second[0]), PATIENCE_S)
+        node = stack.enter_context(agentd(tmp_path, listen=node.target))
+        third = caller.running(3)
+        assert (caller.status().restart_count, caller.group().host_pid) == (2, host)
+        caller.named("STATE_DISK_FULL", "JOURNAL_BEHIND")
+        disk.free()
+        caller.named()
+        node.kill()
+        node = stack.enter_context(agentd(tmp_path, listen=node.target))
+        assert caller.running(3) == third
+        assert (caller.status().restart_count, caller.group().host_pid) == (2, host)
+        told = [event.kind for event in caller.client.list_events("job")]
+        assert told.count("workers_failed") == 2
+        caller.stop()
+        assert node.stop() == 0
+
+
+@mounts
+def test_a_disk_without_inodes_costs_the_output_of_new_workers_and_nothing_else(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "node-a" / "state", "size=64m,nr_inodes=4096") as disk:
+        with agentd(tmp_path) as node, Caller(node) as caller:
+            caller.begin()
+            first = caller.running(1)
+            disk.fill_inodes()
+            caller.named("STATE_DISK_NO_INODES")
+            caller.refused("STATE_DISK_NO_INODES")
+            os.kill(first[0], signal.SIGKILL)
+            second = caller.running(2)
+            assert "ranks 0, 1" in caller.status().nodes[0].conditions["LOGS_NOT_KEPT"]
+            disk.free()
+            wait_until(lambda: not caller.client.get_node().conditions, PATIENCE_S)
+            os.kill(second[0], signal.SIGKILL)
+            caller.running(3)
+            caller.named()
+            assert not caller.status().nodes[0].conditions
+            caller.begin("another")
+            caller.stop()
+            caller.client.stop("another")
+            wait_until(lambda: caller.client.status("another").phase is Phase.STOPPED, PATIENCE_S)
+            assert node.stop() == 0
+
+
+@mounts
+@pytest.mark.parametrize(
+    ("options", "problem"), [("size=64k", "disk is full|No space left"), ("ro", "Read-only file system")]
+)
+def test_a_first_start_on_a_disk_that_takes_nothing_is_refused_by_name(
+    tmp_path: Path, options: str, problem: str
+) -> None:
+    state = tmp_path / "state"
+    with small_disk(state, options) as disk:
+        disk.fill()
+        done = subprocess.run(
+            [str(BIN / "agentd"), "--state-dir", str(state), "--listen", "127.0.0.1:0"],
+            capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        )  # fmt: skip
+    assert done.returncode == 5
+    assert re.search(problem, done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def in_a_read_only(state: Path) -> tuple[str, ...]:
+    """A prefix: there the folder takes no write; everybody else's is as before."""
+    script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    return ("unshare", "-m", "sh", "-c", script, str(state))
+
+
+@mounts
+def test_an_agentd_that_begins_on_a_read_only_disk_goes_on_with_what_runs(tmp_path: Path) -> None:
+    state = tmp_path / "node-a" / "state"
+    with contextlib.ExitStack() as stack:
+        node = stack.enter_context(agentd(tmp_path))
+        caller = stack.enter_context(Caller(node))
+        caller.begin()
+        pids = caller.running(1)
+        host = caller.group().host_pid
+        node.kill()
+        node = stack.enter_context(agentd(tmp_path, listen=node.target, within=in_a_read_only(state)))
+        caller.named("STATE_DISK_READ_ONLY", "JOURNAL_BEHIND")
+        caller.refused("STATE_DISK_READ_ONLY")
+        assert (caller.running(1), caller.group().host_pid) == (pids, host)
+        subprocess.run(
+            ["nsenter", "-t", str(node.pid), "-m", "mount", "-o", "remount,bind,rw", str(state)], check=True
+        )
+        caller.named()
+        # The host could not dial in before.
+        os.kill(pids[0], signal.SIGKILL)
+        caller.running(2)
+        assert (caller.status().restart_count, caller.group().host_pid) == (1, host)
+        caller.stop()
+        assert node.stop() == 0
+
+
+@contextlib.contextmanager
+def no_more_files(pid: int) -> Iterator[None]:
+    """The process may open nothing more."""
+    kind = resource.RLIMIT_NOFILE
+    before = resource.prlimit(pid, kind, (count_descriptors(pid), resource.prlimit(pid, kind)[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, kind, before)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_an_agentd_at_its_limit_of_files_serves_its_runs_and_recovers(tmp_path: Path) -> None:
+    with agentd(tmp_path) as node, Caller(node) as caller:
+        caller.begin()
+        first = caller.running(1)
+        host = caller.group().host_pid
+        with no_more_files(node.pid):
+            caller.named("TOO_MANY_FILES")
+            caller.refused("TOO_MANY_FILES")
+            # Who calls now waits in vain, and must not have agentd spin over it.
+            strangers = [socket.create_connection(_address(node)) for _ in range(3)]
+            used, began = cpu_seconds(node.pid), time.monotonic()
+            os.kill(first[0], signal.SIGKILL)
+            second = caller.running(2)
+            assert (caller.status().restart_count, caller.group().host_pid) == (1, host)
+            wait_until(lambda: time.monotonic() - began > 2.0, 10)
+            assert cpu_seconds(node.pid) - used < 0.5 * (time.monotonic() - began)
+            os.kill(host, signal.SIGKILL)
+            wait_until(lambda: all(map(is_gone, second)), PATIENCE_S)
+        for stranger in strangers:
+            stranger.close()
+        third = caller.running(3)
+        assert caller.group().host_pid != host
+        assert caller.status().restart_count == 2
+        caller.named()
+        with Caller(node) as late:
+            assert late.running(3) == third
+        caller.stop()
+        assert node.stop() == 0
+
+
+def _address(node: Node) -> tuple[str, int]:
+    host, _, port = node.target.rpartition(":")
+    return host, int(port)
+
+
+@contextlib.contextmanager
+def no_more_processes(*pids: int) -> Iterator[None]:
+    """These processes may start none, and no thread."""
+    group = PIDS / f"agentd-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        for pid in pids:
+            (group / "cgroup.procs").write_text(str(pid))
+        (group / "pids.max").write_text("0")
+        yield
+    finally:
+        (group / "pids.max").write_text("max")
+        for member in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):
+                (PIDS / "cgroup.procs").write_text(member)
+        wait_until(lambda: _is_removed(group), 10)
+
+
+def _is_removed(group: Path) -> bool:
+    with contextlib.suppress(OSError):
+        group.rmdir()
+    return not group.exists()
+
+
+@limits_pids
+def test_a_host_that_cannot_be_started_is_tried_again_until_it_can(tmp_path: Path) -> None:
+    with agentd(tmp_path) as node, Caller(node) as caller:
+        caller.begin()
+        caller.running(1)
+        host = caller.group().host_pid
+        with no_more_processes(node.pid):
+            os.kill(host, signal.SIGKILL)
+            caller.named("CANNOT_FORK")
+            caller.refused("CANNOT_FORK")
+            assert (
+                "Resource temporarily unavailable"
+                in caller.client.get_node().condition_details["CANNOT_FORK"]
+            )
+        caller.running(2)
+        assert caller.status().restart_count == 1
+        caller.named()
+        caller.stop()
+        assert node.stop() == 0
+
+
+@limits_pids
+def test_workers_that_cannot_be_started_are_a_counted_failure_with_its_cause(tmp_path: Path) -> None:
+    with agentd(tmp_path) as node, Caller(node) as caller:
+        caller.begin()
+        first = caller.running(1)
+        host = caller.group().host_pid
+        with no_more_processes(host):
+            os.kill(first[0], signal.SIGKILL)
+            wait_until(lambda: caller.group().host_pid not in (0, host), PATIENCE_S)
+        caller.running(caller.group().round)
+        assert caller.status().restart_count == 2
+        reasons = [event.detail for event in caller.client.list_events("job") if event.kind == "host_ended"]
+        assert any("Resource temporarily unavailable" in reason for reason in reasons), reasons
+        caller.stop()
+        assert node.stop() == 0
