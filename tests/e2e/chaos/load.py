@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from agentd.api.types import (
     RunRequest,
     RunSpec,
     RunStatus,
+    StopScope,
 )
 from tests.e2e.chaos.book import Book
 from tests.e2e.chaos.plan import Job
@@ -86,7 +88,10 @@ class Caller:
         others = [node for node in self.job.nodes if node != self.job.hub]
         asking = [asyncio.create_task(self._asked(node, self._for(request, node, status))) for node in others]
         if self.job.stop_after is not None:
-            asking.append(asyncio.create_task(self._stop(self.job.stop_after)))
+            asking.append(asyncio.create_task(self._stop(self.job.stop_after, self.job.nodes)))
+        if self.job.leaver:
+            leaving = self._stop(self.job.work, (self.job.leaver,), StopScope.LEAVE)
+            asking.append(asyncio.create_task(leaving))
         try:
             while not self.book.is_over(self.job.run_id):
                 await asyncio.sleep(PAUSE_S)
@@ -122,14 +127,14 @@ class Caller:
             await asyncio.sleep(PAUSE_S)
         return None
 
-    async def _stop(self, after: float) -> None:
-        """Any node takes the wish."""
+    async def _stop(self, after: float, nodes: Sequence[str], scope: StopScope = StopScope.TERMINATE) -> None:
+        """Any of these nodes takes the wish."""
         await asyncio.sleep(after)
         picked = random.Random(self.job.run_id)
         while not self.book.is_over(self.job.run_id):
-            node = picked.choice(self.job.nodes)
+            node = picked.choice(nodes)
             with contextlib.suppress(AgentError):
-                await self.world.places[node].client.stop(self.job.run_id, reason="planned")
-                self.world.note(f"{self.job.run_id}: {node} took the stop")
+                await self.world.places[node].client.stop(self.job.run_id, scope=scope, reason="planned")
+                self.world.note(f"{self.job.run_id}: {node} took the wish to {scope.value}")
                 return
             await asyncio.sleep(PAUSE_S)

@@ -112,6 +112,8 @@ class Job:
     """Somebody ends it so many seconds after it began."""
     isolated_stop: bool
     """Its workers stop when their node is cut off."""
+    leaver: str
+    """A node that leaves the run after a while; empty: none."""
 
 
 def faults(
@@ -151,4 +153,5 @@ def jobs(seed: int, nodes: Sequence[str]) -> Iterator[Job]:
             max_restarts=draw.randint(0, 3) if manner is Manner.HOPELESS else draw.choice((2, 50, 50)),
             stop_after=draw.uniform(0.5, 10.0) if draw.random() < 0.3 else None,
             isolated_stop=draw.random() < 0.3,
+            leaver=draw.choice(taking_part) if draw.random() < 0.2 else "",
         )

@@ -26,6 +26,7 @@ JOB = Job(
     max_restarts=1,
     stop_after=None,
     isolated_stop=False,
+    leaver="",
 )
 
 
