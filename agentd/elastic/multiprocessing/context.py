@@ -16,6 +16,7 @@ from agentd.elastic.multiprocessing.owner import Args, Envs, GroupOwner, Launch
 from agentd.elastic.multiprocessing.signals import SignalException, handling, signals_to_handle
 from agentd.procs.crew import Crew, Leader, UnkillableWorkers
 from agentd.procs.exits import ExitInfo
+from agentd.procs.oom import OomWatch
 from agentd.procs.tree import TOKEN_VARIABLE
 from agentd.procs.waiter import Waiter
 
@@ -108,6 +109,7 @@ class PContext(ABC):
             self._waiter, self._exited, token=owner.token, cgroup=owner.cgroup, ancestors=ancestors
         )
         self._waiter.add_pump(self._patience_pump)
+        self._oom = OomWatch(self._waiter)
 
     # --- torch's interface
 
@@ -260,6 +262,7 @@ class PContext(ABC):
             self._crew.stop(death_sig, self._waiter.now() + timeout)
             self._waiter.wait_until(lambda: self._crew.settled, None)
         self._waiter.remove_pump(self._patience_pump)
+        self._oom.close()
         self._crew.close()
         if self._crew.stuck and not self._verdict_given:
             self._verdict_given = True
@@ -317,6 +320,8 @@ class PContext(ABC):
         if failure.error_file == NOT_AVAILABLE:
             explained = self._owner.explain(pid) if self._owner.explain is not None else ""
             failure.message = explained or problem or failure.message
+            if not explained and info.signal == signal.SIGKILL and (why := self._oom.explain(pid)):
+                failure.message = f"{failure.message}: {why}"
         return failure
 
     def _patience_ends(self) -> float | None:
