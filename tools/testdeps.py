@@ -20,7 +20,8 @@ NODE_HOME = REPO / "build" / "node"
 # A range could pull gigabytes; torch warns when numpy is missing, and warnings are errors here.
 PYPI = ("torch==2.13.0", "numpy")
 NPM = {"@bufbuild/buf": "1.75.0", "@grpc/grpc-js": "1.14.7", "@grpc/proto-loader": "0.8.1"}
-APT = {"node": "nodejs", "npm": "npm", "ip": "iproute2"}  # command -> package that brings it
+# Command -> package that brings it.
+APT = {"node": "nodejs", "npm": "npm", "ip": "iproute2", "systemctl": "systemd"}
 
 
 def main() -> int:
