@@ -56,8 +56,10 @@ _END_CAUSES: Mapping[types.StreamEndCause, service.StreamEndCause.ValueType] = {
 }
 
 
-def duration_to_message(seconds: float) -> Duration:
-    """Seconds as a Duration, to the nanosecond."""
+def duration_to_message(seconds: float, field: str = "duration") -> Duration:
+    """Seconds as a Duration, to the nanosecond. Raises `InvalidSpec` for what is none."""
+    if not 0 <= seconds <= _LONGEST:
+        raise InvalidSpec(field, f"{seconds:g} is not a number of seconds from 0 to ten thousand years")
     nanos = round(seconds * _NANOS)
     return Duration(seconds=nanos // _NANOS, nanos=nanos % _NANOS)
 
@@ -83,7 +85,14 @@ def timestamp_from_message(message: Timestamp) -> float:
 
 
 def run_spec_to_message(spec: types.RunSpec) -> run.RunSpec:
-    """The message of a spec, with nothing filled in."""
+    """The message of a spec, with nothing filled in. Raises `InvalidSpec` for what no message can hold."""
+    try:
+        return _run_spec_to_message(spec)
+    except (ValueError, TypeError) as error:
+        raise InvalidSpec("spec", f"it cannot be sent: {error}") from None
+
+
+def _run_spec_to_message(spec: types.RunSpec) -> run.RunSpec:
     return run.RunSpec(
         run_id=spec.run_id,
         roles=[_role_to_message(role) for role in spec.roles],
@@ -91,13 +100,13 @@ def run_spec_to_message(spec: types.RunSpec) -> run.RunSpec:
         rendezvous=_rendezvous_to_message(spec.rendezvous),
         max_restarts=spec.max_restarts,
         max_membership_changes=spec.max_membership_changes,
-        stop_grace=_optional_duration(spec.stop_grace),
-        monitor_interval=_optional_duration(spec.monitor_interval),
+        stop_grace=_optional_duration(spec.stop_grace, "stop_grace"),
+        monitor_interval=_optional_duration(spec.monitor_interval, "monitor_interval"),
         labels=dict(spec.labels),
         no_rejoin=spec.no_rejoin,
         external_agents=spec.external_agents,
         on_isolation=_ISOLATIONS[spec.on_isolation],
-        controller_lease=_optional_duration(spec.controller_lease),
+        controller_lease=_optional_duration(spec.controller_lease, "controller_lease"),
     )
 
 
@@ -192,12 +201,12 @@ def _rendezvous_to_message(spec: types.RendezvousSpec) -> run.RendezvousSpec:
     return run.RendezvousSpec(
         min_members=spec.min_members,
         max_members=spec.max_members,
-        join_timeout=_optional_duration(spec.join_timeout),
-        last_call=_optional_duration(spec.last_call),
-        hub_timeout=_optional_duration(spec.hub_timeout),
-        heartbeat=_optional_duration(spec.heartbeat),
-        lease=_optional_duration(spec.lease),
-        reattach_window=_optional_duration(spec.reattach_window),
+        join_timeout=_optional_duration(spec.join_timeout, "join_timeout"),
+        last_call=_optional_duration(spec.last_call, "last_call"),
+        hub_timeout=_optional_duration(spec.hub_timeout, "hub_timeout"),
+        heartbeat=_optional_duration(spec.heartbeat, "heartbeat"),
+        lease=_optional_duration(spec.lease, "lease"),
+        reattach_window=_optional_duration(spec.reattach_window, "reattach_window"),
     )
 
 
@@ -438,7 +447,7 @@ def stop_request_to_message(request: types.StopRequest) -> service.StopRequest:
     return service.StopRequest(
         run_id=request.run_id,
         incarnation=request.incarnation,
-        grace=_optional_duration(request.grace),
+        grace=_optional_duration(request.grace, "grace"),
         scope=_SCOPES[request.scope],
         reason=request.reason,
     )
@@ -631,8 +640,8 @@ def drain_request_to_message(request: types.DrainRequest) -> service.DrainReques
     """The message of a Drain call."""
     return service.DrainRequest(
         mode=_DRAIN_MODES[request.mode],
-        deadline=_optional_duration(request.deadline),
-        grace=_optional_duration(request.grace),
+        deadline=_optional_duration(request.deadline, "deadline"),
+        grace=_optional_duration(request.grace, "grace"),
         reason=request.reason,
     )
 
@@ -654,7 +663,7 @@ def drain_to_message(drain: types.Drain) -> service.Drain:
         since=timestamp_to_message(drain.since),
         deadline=timestamp_to_message(drain.deadline),
         reason=drain.reason,
-        grace=_optional_duration(drain.grace),
+        grace=_optional_duration(drain.grace, "grace"),
     )
 
 
@@ -738,8 +747,8 @@ def _enum_from_message(table: Mapping[E, int], value: int, unset: E, field: str)
     raise InvalidSpec(field, f"value {value} is not known to this version, which knows {known}")
 
 
-def _optional_duration(seconds: float | None) -> Duration | None:
-    return None if seconds is None else duration_to_message(seconds)
+def _optional_duration(seconds: float | None, field: str = "duration") -> Duration | None:
+    return None if seconds is None else duration_to_message(seconds, field)
 
 
 def _duration_field(

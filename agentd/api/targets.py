@@ -14,6 +14,8 @@ from agentd.api.errors import InvalidSpec
 
 DEFAULT_PORT = 7460
 HIGHEST_PORT = 65535
+_DIGITS = 20
+"""Of a port, zeros in front of it too."""
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
 _V6 = re.compile(r"[0-9A-Fa-f:.%A-Za-z0-9_-]*:[0-9A-Fa-f:.%A-Za-z0-9_-]*")
@@ -49,6 +51,8 @@ def parse_target(text: str, *, default_port: int = DEFAULT_PORT) -> Target:
             raise InvalidSpec(
                 "target", f"{text!r}: the path of a Unix socket is absolute, as in unix:/run/x.sock"
             )
+        if "\0" in path or not _is_text(path):
+            raise InvalidSpec("target", f"{text!r}: the path of a Unix socket is UTF-8 and holds no NUL")
         return Target(path=path)
     host, port = _split(text, default_port)
     if not (_HOST.fullmatch(host) or _V6.fullmatch(host)):
@@ -70,9 +74,17 @@ def _split(text: str, default_port: int) -> tuple[str, int]:
             raise InvalidSpec("target", f"{text!r}: there is no port behind the colon")
     if not port:
         return host, default_port
-    if not (port.isascii() and port.isdigit()) or int(port) > HIGHEST_PORT:
+    if not (port.isascii() and port.isdigit() and len(port) <= _DIGITS) or int(port) > HIGHEST_PORT:
         raise InvalidSpec("target", f"{text!r}: a port is a number from 0 to {HIGHEST_PORT}")
     return host, int(port)
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def default_socket(environ: Mapping[str, str], uid: int) -> Target:

@@ -91,6 +91,9 @@ def _from_file(text: str, name: str) -> Iterator[tuple[str, object, str]]:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(origin, "", f"not TOML: {error}") from None
+    except (ValueError, RecursionError):
+        # A number of thousands of digits, or brackets in brackets.
+        raise ConfigError(origin, "", "a number in it is too long, or a list too deeply nested") from None
     for key, raw in _leaves(table):
         if key not in SETTINGS:
             raise ConfigError(origin, key, _unknown(key))

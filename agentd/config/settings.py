@@ -34,7 +34,7 @@ class Setting:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not a text")
+        raise ValueError(f"{_shown(value)} is not a text")
     return value
 
 
@@ -51,7 +51,14 @@ def _path(value: object) -> str:
         raise ValueError("the path is empty")
     if "\0" in path:
         raise ValueError("a path holds no NUL")
-    return str(Path.cwd() / Path(path).expanduser())
+    try:
+        path.encode()
+        return str(Path.cwd() / Path(path).expanduser())
+    except UnicodeEncodeError:
+        # It stands in status and logs, which are UTF-8.
+        raise ValueError(f"the path {path!r} is not UTF-8") from None
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"the path {path!r} leads nowhere: {error}") from None
 
 
 def _optional_path(value: object) -> str:
@@ -68,7 +75,7 @@ def _target(text: str) -> str:
 def _targets(value: object) -> tuple[str, ...]:
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)) or not items:
-        raise ValueError(f"{value!r} is not a list of targets")
+        raise ValueError(f"{_shown(value)} is not a list of targets")
     targets = tuple(_target(_text(item).strip()) for item in items)
     repeated = next((target for target in targets if targets.count(target) > 1 and ":0" not in target), None)
     if repeated:
@@ -106,7 +113,7 @@ def _flag(value: object) -> bool:
         return True
     if word in ("0", "false", "no", "off"):
         return False
-    raise ValueError(f"{value!r} is not true or false")
+    raise ValueError(f"{_shown(value)} is not true or false")
 
 
 def _seconds(value: object) -> float | None:
@@ -114,10 +121,10 @@ def _seconds(value: object) -> float | None:
         return None
     try:
         seconds = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise ValueError(f"{value!r} is not a number of seconds")
+        raise ValueError(f"{_shown(value)} is not a number of seconds")
     return seconds
 
 
@@ -129,7 +136,7 @@ def _age(value: object) -> float:
     """Seconds, or a number with a unit."""
     seconds = _scaled(value, _UNITS_OF_TIME)
     if seconds is None:
-        raise ValueError(f"{value!r} is not a length of time: seconds, or a number with s, m, h or d")
+        raise ValueError(f"{_shown(value)} is not a length of time: seconds, or a number with s, m, h or d")
     return seconds
 
 
@@ -137,7 +144,7 @@ def _size(value: object) -> int:
     """Bytes, or a number with a unit."""
     size = _scaled(value, _UNITS_OF_SIZE)
     if size is None:
-        raise ValueError(f"{value!r} is not a size: bytes, or a number with KiB, MiB, GiB or TiB")
+        raise ValueError(f"{_shown(value)} is not a size: bytes, or a number with KiB, MiB, GiB or TiB")
     return int(size)
 
 
@@ -148,12 +155,14 @@ def _cap(value: object) -> int:
     """A size that leaves room for something, or 0."""
     size = _size(value)
     if 0 < size < SMALLEST_CAP:
-        raise ValueError(f"{value!r} is less than 1MiB; 0 is no cap")
+        raise ValueError(f"{_shown(value)} is less than 1MiB; 0 is no cap")
     return size
 
 
 def _scaled(value: object, units: Mapping[str, int]) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    if isinstance(value, int) and abs(value) >= _MOST:
         return None
     text = str(value).strip()
     unit = next((name for name in units if text.endswith(name)), "")
@@ -164,13 +173,18 @@ def _scaled(value: object, units: Mapping[str, int]) -> float | None:
     return number if 0 <= number < _MOST else None
 
 
+def _shown(value: object) -> str:
+    """The value for a sentence; Python writes out no number of thousands of digits."""
+    return "a number of very many digits" if isinstance(value, int) and abs(value) >= _MOST else repr(value)
+
+
 def _one_of(kind: type[E]) -> Callable[[object], E]:
     def read(value: object) -> E:
         try:
             return kind(value)
         except ValueError:
             known = " or ".join(str(member.value) for member in kind)
-            raise ValueError(f"{value!r} is not {known}") from None
+            raise ValueError(f"{_shown(value)} is not {known}") from None
 
     return read
 

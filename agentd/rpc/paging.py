@@ -48,5 +48,5 @@ def _read_token(token: str) -> tuple[str, int]:
     try:
         run_id, incarnation = json.loads(base64.urlsafe_b64decode(token))
         return str(run_id), int(incarnation)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise InvalidSpec("page_token", "is not one that Status gave; start without it") from None

@@ -29,6 +29,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_MOST = (1 << 32) - 1
+
 T = TypeVar("T")
 E = TypeVar("E", bound=enum.Enum)
 
@@ -123,12 +125,12 @@ def _node(table: _Table, text: str) -> str:
 
 
 def _size(table: _Table, key: str, value: object) -> LocalWorldSize:
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST:
         return value
     rules = [rule.value for rule in LocalWorldSizeRule]
     if value in rules:
         return LocalWorldSizeRule(value)
-    raise ValueError(f"{table.path(key)}: {value!r} is not a number from 1, nor {', '.join(rules)}")
+    raise ValueError(f"{table.path(key)}: {_shown(value)} is not a number from 1, nor {', '.join(rules)}")
 
 
 def _devices(table: _Table) -> tuple[int, ...]:
@@ -140,6 +142,11 @@ def _devices(table: _Table) -> tuple[int, ...]:
             raise ValueError(f"{table.path('devices')}: {error}") from None
     table.values["devices"] = value
     return table.list_of("devices", int)
+
+
+def _shown(value: object) -> str:
+    """The value for a sentence; Python writes out no number of thousands of digits."""
+    return "a number of very many digits" if isinstance(value, int) and abs(value) > 1 << 64 else repr(value)
 
 
 class _Table:
@@ -168,21 +175,21 @@ class _Table:
     def one_of(self, key: str, kind: type[E], default: E) -> E:
         value, known = self.take(key, str, default.value), [member.value for member in kind]
         if value not in known:
-            raise ValueError(f"{self.path(key)}: {value!r} is not {' or '.join(known)}")
+            raise ValueError(f"{self.path(key)}: {_shown(value)} is not {' or '.join(known)}")
         return kind(value)
 
     def seconds(self, key: str) -> float | None:
         value = self.pop(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-            raise ValueError(f"{self.path(key)}: {value!r} is not a number of seconds")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MOST:
+            raise ValueError(f"{self.path(key)}: {_shown(value)} is not a number of seconds")
         return float(value)
 
     def list_of(self, key: str, kind: type[T]) -> tuple[T, ...]:
         value = self.pop(key, [])
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{self.path(key)}: {value!r} is not a list")
+            raise ValueError(f"{self.path(key)}: {_shown(value)} is not a list")
         return tuple(self._checked(f"{self.path(key)}[{i}]", item, kind) for i, item in enumerate(value))
 
     def texts(self, key: str) -> dict[str, str]:
@@ -192,7 +199,7 @@ class _Table:
     def table(self, key: str) -> _Table:
         value = self.pop(key, {})
         if not isinstance(value, dict):
-            raise ValueError(f"{self.path(key)}: {value!r} is not a table")
+            raise ValueError(f"{self.path(key)}: {_shown(value)} is not a table")
         return _Table(self.path(key), value)
 
     def tables(self, key: str) -> list[_Table]:
@@ -214,5 +221,7 @@ class _Table:
                 int: "a whole number",
                 bool: "true or false",
             }
-            raise ValueError(f"{path}: {value!r} is not {names.get(kind, kind.__name__)}")
+            raise ValueError(f"{path}: {_shown(value)} is not {names.get(kind, kind.__name__)}")
+        if isinstance(value, int) and not 0 <= value <= _MOST:
+            raise ValueError(f"{path}: {_shown(value)} is not a whole number from 0 to {_MOST}")
         return value
