@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ from agentd.elastic.multiprocessing.signals import SignalException, handling, si
 from agentd.procs.crew import Crew, Leader, UnkillableWorkers
 from agentd.procs.exits import ExitInfo
 from agentd.procs.oom import OomWatch
+from agentd.procs.resources import OUT_OF_PROCESSES
 from agentd.procs.tree import TOKEN_VARIABLE
 from agentd.procs.waiter import Waiter
 
@@ -26,8 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["PContext", "RunProcsResult"]
 
+log = logging.getLogger(__name__)
+
 FOREIGN_TERM_PATIENCE_S = 0.2
 """How long a worker's death by a SIGTERM that is not ours waits for this process to get one, too."""
+START_PATIENCE_S = 10.0
+"""How long the kernel may refuse a worker's process until that is a failure."""
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
 CLOSE_GRACE_S = 30.0
 """Between SIGTERM and SIGKILL, torch's."""
 
@@ -114,12 +122,15 @@ class PContext(ABC):
     # --- torch's interface
 
     def start(self) -> None:
-        """Start the processes. If that raises, the caller closes the context. Twice is a `ValueError`."""
+        """Start the processes. If that raises, the caller closes the context. Twice is a `ValueError`.
+
+        A process that the kernel refuses for want of processes or memory is tried again for some seconds.
+        """
         if self._started:
             raise ValueError(f"the processes of {self.name!r} were started already; make a new context")
         self._started = True
         for local_rank in range(self.nprocs):
-            self._start_one(local_rank)
+            self._start_patiently(local_rank)
             # Many starts take their time: what else waits is served between them.
             self._waiter.wait(self._waiter.now())
         self._crew.complete()
@@ -231,6 +242,19 @@ class PContext(ABC):
         """Give back what was held for the workers."""
 
     # --- within
+
+    def _start_patiently(self, local_rank: int) -> None:
+        ends, pause = self._waiter.now() + START_PATIENCE_S, FIRST_PAUSE_S
+        while True:
+            try:
+                return self._start_one(local_rank)
+            except OSError as error:
+                if error.errno not in OUT_OF_PROCESSES or self._waiter.now() + pause > ends:
+                    raise
+                log.warning("%s %d cannot be started now: %s", self.name, local_rank, error)
+            again = self._waiter.now() + pause
+            self._waiter.wait_until(lambda moment=again: self._waiter.now() >= moment, again)  # type: ignore[misc]
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _start_one(self, local_rank: int) -> None:
         base_env = os.environ if self._owner.base_env is None else self._owner.base_env
