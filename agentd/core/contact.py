@@ -26,3 +26,7 @@ class Contact:
         if round_ > self.stopped_round:
             return self.valid_until
         return min(self.valid_until, self.stopped_until) if round_ == self.stopped_round else 0.0
+
+
+NO_CONTACT = Contact(sent_at=0.0, valid_until=0.0)
+"""The hub has never answered."""

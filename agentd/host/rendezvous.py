@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
 from agentd.core.assignment import Assignment
-from agentd.core.contact import Contact
+from agentd.core.contact import NO_CONTACT, Contact
 from agentd.elastic.multiprocessing.errors.failure import NOT_AVAILABLE, ProcessFailure
 from agentd.elastic.rendezvous.api import RendezvousHandler, RendezvousInfo
 from agentd.elastic.rendezvous.coordinated import (
@@ -44,13 +44,18 @@ class HostRendezvous(RendezvousHandler):
     """Forms rounds through agentd. See `CoordinatedRendezvous` for when the agent calls what."""
 
     def __init__(
-        self, spec: HostSpec, group_dir: str, waiter: Waiter, report: Callable[[ReportFrame], object]
+        self,
+        spec: HostSpec,
+        group_dir: str,
+        waiter: Waiter,
+        report: Callable[[ReportFrame], object],
+        contact: Contact = NO_CONTACT,
     ) -> None:
         self._spec = spec
         self._round_file = RoundFile(
             group_dir, run_id=spec.run_id, incarnation=spec.incarnation, node_id=spec.node_id
         )
-        self._contact = Contact(sent_at=0.0, valid_until=0.0)
+        self._contact = contact
         self._running = False  # of the newest round there may be processes here
         self._failed = False  # its workers are being stopped already
         self._waiter = waiter
@@ -168,7 +173,7 @@ class HostRendezvous(RendezvousHandler):
 
     def _mind_contact(self, now: float) -> float | None:
         """Stop the round by itself once the contact has run out: agentd may be frozen, or gone."""
-        if not self._running or self._failed or self.round_over():
+        if not self._running or self._failed or self.round_over() or self._contact is NO_CONTACT:
             return None
         left = self._contact.until(self._round) - boottime()
         if left > 0:

@@ -22,7 +22,8 @@ class RoundFile:
     def __init__(self, group_dir: str, *, run_id: str, incarnation: int, node_id: str) -> None:
         """Another host may have left one, of a round whose workers died with it: it goes."""
         self._path = f"{group_dir}/{ROUND_FILE}"
-        self._who = {"run_id": run_id, "incarnation": incarnation, "node_id": node_id}
+        self._run = {"run_id": run_id, "incarnation": incarnation}
+        self._node_id = node_id
         self._written: tuple[int, float] | None = None
         self._failing = False
         self.remove()
@@ -31,9 +32,9 @@ class RoundFile:
         """The round runs here, and may act until then (CLOCK_BOOTTIME). Nothing to do if the file says so."""
         if self._written == (round_, valid_until):
             return
-        text = json.dumps({**self._who, "round": round_, "valid_until": valid_until}) + "\n"
+        told = {**self._run, "round": round_, "valid_until": valid_until, "node_id": self._node_id}
         try:
-            self._replace(text.encode())
+            self._replace(json.dumps(told).encode() + b"\n")
         except OSError as error:
             self._failed(error)
         else:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agentd.api.states import Phase
+from agentd.core.contact import NO_CONTACT
 from agentd.elastic import events
 from agentd.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from agentd.elastic.agent.server.spec import WorkerSpec
@@ -91,6 +92,7 @@ class HostSession:
         )
         self._spec: HostSpec | None = None
         self._refusal = ""
+        self._contact = NO_CONTACT
         self._finish: FinishHost | None = None
         self._rendezvous: HostRendezvous | None = None
         self._agent: LocalElasticAgent | None = None
@@ -154,7 +156,7 @@ class HostSession:
 
     def _make_agent(self, spec: HostSpec) -> LocalElasticAgent:
         group_dir = self._birth.group_dir
-        rendezvous = HostRendezvous(spec, group_dir, self._waiter, self._report)
+        rendezvous = HostRendezvous(spec, group_dir, self._waiter, self._report, self._contact)
         self._rendezvous = rendezvous
         worker_spec = WorkerSpec(
             role=spec.role,
@@ -212,6 +214,10 @@ class HostSession:
             self._stop_alone(frame.reason)
         elif isinstance(frame, FinishHost):
             self._stop(frame)
+        elif isinstance(frame, HubContact):
+            self._contact = frame.contact
+            if self._rendezvous is not None:
+                self._rendezvous.on_contact(frame.contact)
         elif self._rendezvous is not None and self._agent is not None:
             self._obey(frame, self._rendezvous, self._agent)
 
@@ -220,8 +226,6 @@ class HostSession:
             rendezvous.on_assigned(frame.place)
         elif isinstance(frame, StopRound):
             rendezvous.on_stop_round(frame)
-        elif isinstance(frame, HubContact):
-            rendezvous.on_contact(frame.contact)
         elif isinstance(frame, SignalWorkers):
             agent.signal_workers(frame.signal, frame.ranks)
 

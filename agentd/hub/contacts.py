@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from agentd.core.contact import Contact
+from agentd.core.contact import NO_CONTACT, Contact
 
 UNANSWERED_KEPT = 256
 """Heartbeats that may be under way; older ones prove nothing any more."""
@@ -25,7 +25,7 @@ class Contacts:
         self._lease = 0.0
         self._hello_sent = 0.0
         self._sent: OrderedDict[int, float] = OrderedDict()
-        self._newest = Contact(sent_at=0.0, valid_until=0.0)
+        self._newest = NO_CONTACT
 
     @property
     def newest(self) -> Contact:

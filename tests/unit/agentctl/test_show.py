@@ -290,6 +290,13 @@ def test_plain_tables_are_aligned_and_cut_nothing() -> None:
     assert len({line.rfind(line.split()[1]) for line in lines}) == 1
 
 
+def test_a_hub_that_is_silent_is_named_with_the_time_since_when() -> None:
+    cut = replace(RUNNING, hub_address="a:7460", hub_unreachable_since=1_700_000_000.0)
+    assert "hub a:7460 unreachable since" in "\n".join(run_summary(cut))
+    assert "hub a:7460 unreachable since" in runs_table([cut]).rows[0][-1]
+    assert "unreachable" not in "\n".join(run_summary(RUNNING))
+
+
 def test_a_runs_table_has_a_line_for_each_worker_or_for_a_group_without_any() -> None:
     rows = run_table(replace(RUNNING, nodes=(*RUNNING.nodes, node("c", phase=Phase.WAITING)))).rows
     assert [row[0] for row in rows] == ["a", "a", "b", "b", "c"]

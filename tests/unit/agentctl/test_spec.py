@@ -13,7 +13,7 @@ from agentctl import torchrun
 from agentctl.hosts import Nodes
 from agentctl.spec import SpecFlags, Wish, build_wish
 from agentctl.specfile import parse_spec
-from agentd.api.types import EntrypointKind, LocalWorldSizeRule, RendezvousSpec
+from agentd.api.types import EntrypointKind, IsolationPolicy, LocalWorldSizeRule, RendezvousSpec
 
 
 def wish(nodes: Nodes | None = None, **given: Any) -> Wish:
@@ -53,6 +53,7 @@ def test_every_flag_reaches_the_spec() -> None:
         devices=(0, 1),
         labels={"team": "x"},
         no_rejoin=True,
+        on_isolation=IsolationPolicy.STOP,
     )
     spec, (role,) = made.spec, made.spec.roles
     assert (spec.run_id, spec.nodes, made.hub) == ("job", ("a", "b"), "h")
@@ -60,6 +61,7 @@ def test_every_flag_reaches_the_spec() -> None:
         min_members=1, max_members=3, join_timeout=60, last_call=2, hub_timeout=30, lease=3
     )
     assert (spec.max_restarts, spec.monitor_interval, spec.stop_grace, spec.no_rejoin) == (5, 0.5, 7.0, True)
+    assert spec.on_isolation is IsolationPolicy.STOP
     assert (dict(spec.labels), dict(role.env), role.devices) == ({"team": "x"}, {"A": "b"}, (0, 1))
     assert (role.role, role.local_world_size) == ("trainer", LocalWorldSizeRule.GPU)
     assert (role.master_addr, role.master_port) == ("10.0.0.1", 29500)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 from agentd.elastic import StaleRoundError, assert_current_round
 from agentd.elastic import current_round as module
+from agentd.host.roundfile import RoundFile
 from agentd.procs.boottime import boottime
 
 OWN = {"run_id": "job", "incarnation": 7, "round": 2, "node_id": "n1"}
@@ -30,6 +32,9 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("AGENTD_INCARNATION", "7")
     monkeypatch.setenv("AGENTD_ROUND", "2")
     return path
+
+
+DOCS = Path(__file__).parents[3] / "docs" / "workers.md"
 
 
 def write(file: Path, valid_for: float | None = 5.0, **changes: Any) -> float:
@@ -140,3 +145,26 @@ def test_the_module_stands_alone_so_that_a_copy_of_it_works(file: Path, tmp_path
         check=False,
     )
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+@pytest.mark.parametrize(
+    ("made", "current"),
+    [
+        (lambda file: write_as_a_host(file, 2, boottime() + 60.0), True),
+        (lambda file: write_as_a_host(file, 2, boottime() - 1.0), False),
+        (lambda file: write_as_a_host(file, 2, 0.0), False),
+        (lambda file: write_as_a_host(file, 3, boottime() + 60.0), False),
+        (lambda file: None, False),
+    ],
+    ids=["current", "run out", "no contact", "newer", "none"],
+)
+def test_the_shells_check_of_the_docs_agrees(file: Path, made: Any, current: bool) -> None:
+    made(file)
+    (script,) = re.findall(r"^```sh\n(read -r now.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    done = subprocess.run(["sh", "-c", script], stderr=subprocess.DEVNULL, timeout=60, check=False)
+    assert (done.returncode == 0) is current
+
+
+def write_as_a_host(file: Path, round: int, valid_until: float) -> None:
+    RoundFile(str(file.parent), run_id="job", incarnation=7, node_id="n1").write(round, valid_until)
+    assert json.loads(file.read_text())["valid_until"] == valid_until
