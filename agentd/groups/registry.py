@@ -11,7 +11,6 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -61,6 +60,7 @@ from agentd.groups.stuck import StuckBook
 from agentd.groups.supervisor import Facilities
 from agentd.groups.wish import read_wish, wish_text
 from agentd.host.door import HostDoor
+from agentd.procs.pool import Pool
 
 KEPT_ENDED = 256
 """Ended runs that Status still shows."""
@@ -112,8 +112,8 @@ class Registry:
         self._rendezvous = rendezvous
         self._advertise = advertise
         self._machine = machine
-        self._disk = ThreadPoolExecutor(8, thread_name_prefix="agentd-disk")
-        self._sweeps = ThreadPoolExecutor(8, thread_name_prefix="agentd-sweep")
+        self._disk = Pool(8, thread_name_prefix="agentd-disk")
+        self._sweeps = Pool(8, thread_name_prefix="agentd-sweep")
         self._door = HostDoor(state_dir, self._disk)
         self._conditions = conditions or Conditions()
         self._conditions.add_source(lambda: journal.problems)
