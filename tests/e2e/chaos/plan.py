@@ -39,19 +39,19 @@ class Weight:
     longest: float = 0.0
 
 
-# Some last shorter than the lease and the window to come back, some longer.
+# Most last shorter than the lease or the window to come back, some longer.
 KINDS: Mapping[Kind, Weight] = {
-    Kind.WORKER_KILL: Weight(26),
+    Kind.WORKER_KILL: Weight(40),
     Kind.WORKER_FREEZE: Weight(10, 0.2, 3.0),
-    Kind.HOST_KILL: Weight(14),
+    Kind.HOST_KILL: Weight(16),
     Kind.HOST_FREEZE: Weight(8, 0.2, 4.0),
-    Kind.AGENTD_KILL: Weight(10, 0.0, 5.0),
-    Kind.AGENTD_FREEZE: Weight(10, 0.2, 4.0),
+    Kind.AGENTD_KILL: Weight(8, 0.0, 5.0),
+    Kind.AGENTD_FREEZE: Weight(8, 0.2, 4.0),
     Kind.HANDOVER: Weight(3, 0.0, 1.0),
     Kind.NODE_LOSS: Weight(3, 0.0, 5.0),
-    Kind.PARTITION: Weight(9, 0.2, 5.0),
-    Kind.CUT: Weight(5, 0.2, 4.0),
-    Kind.DISK_FULL: Weight(4, 0.5, 4.0),
+    Kind.PARTITION: Weight(7, 0.2, 5.0),
+    Kind.CUT: Weight(4, 0.2, 4.0),
+    Kind.DISK_FULL: Weight(4, 0.2, 4.0),
 }
 
 
@@ -128,7 +128,8 @@ def faults(
         at += draw.expovariate(rate)
         (kind,) = draw.choices(kinds, weights)
         node, peer = draw.sample(nodes, 2)
-        lasts = draw.uniform(KINDS[kind].shortest, KINDS[kind].longest)
+        span = KINDS[kind].longest - KINDS[kind].shortest
+        lasts = KINDS[kind].shortest + span * draw.random() ** 2
         yield Fault(number, at, kind, node, peer, lasts, draw.random())
 
 

@@ -45,7 +45,7 @@ class Wish:
     """Ends after so many, or never if that is 0."""
     seconds: float = 0.0
     """Ends after so long, if that is not 0."""
-    rate: float = 6.0
+    rate: float = 4.5
     """Faults a second."""
     runs: int = 8
     """At once."""
