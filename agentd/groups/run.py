@@ -20,7 +20,6 @@ from agentd.core.conditions import Condition
 from agentd.core.contact import Contact
 from agentd.groups import history, layout, snapshot
 from agentd.groups.admission import RolePlan
-from agentd.groups.inturn import InTurn
 from agentd.groups.left import KEEP, LeftGroup, as_member
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Rendezvous, Session
@@ -28,7 +27,6 @@ from agentd.groups.records import RunRow
 from agentd.groups.supervisor import KEPT_LOGS, Facilities, Supervisor
 from agentd.host.wire import HostSpec
 from agentd.hub.messages import RunFinished
-from agentd.procs.boottime import boottime
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -112,8 +110,6 @@ class NodeRun:
         )
         self._hub_problem = ""
         self._hub_lost_at = 0.0
-        self._contact: Contact | None = None
-        self._members: InTurn | None = None
         self._end: snapshot.PartEnd | None = None
         self._conditions: dict[str, str] = {}
         self._session: Session | None = None
@@ -139,8 +135,7 @@ class NodeRun:
             listener=self,
             reattach_window=part.reattach_window if self._shared.host_mode == KEEP else None,
         )
-        self._members = InTurn(self._session, self._lingers_beside)
-        self._go_on(left, self._session, self._members)
+        self._go_on(left, self._session)
         if left and (told := self._told_here()):
             # Before any group's word: the part of the hub's own node may be over, and the run go on.
             self._hub = told
@@ -148,13 +143,13 @@ class NodeRun:
         self._changed(self)
         self.take_on(part.plans)
 
-    def _go_on(self, left: Sequence[LeftGroup], session: Session, members: InTurn) -> None:
+    def _go_on(self, left: Sequence[LeftGroup], session: Session) -> None:
         """Supervise what an earlier agentd began, and speak for it at the hub."""
         for group in left:
             if member := as_member(group.state):
                 session.resume(member)
             spec = replace(group.spec, token="", mode=self._shared.host_mode)
-            supervisor = Supervisor(spec, members, self._shared, self._refresh, group)
+            supervisor = Supervisor(spec, session, self._shared, self._refresh, group)
             self._supervisors[supervisor.role] = supervisor
             if group.state.phase is Phase.FAILED:
                 # The hub may not have heard that it gave up.
@@ -162,7 +157,7 @@ class NodeRun:
 
     def take_on(self, plans: Sequence[RolePlan]) -> None:
         """Supervise a group of each of these roles, unless one is alive already."""
-        assert self._members is not None, "start comes first"
+        assert self._session is not None, "start comes first"
         self._end = None
         for plan in plans:
             former = self._supervisors.get(plan.role.role)
@@ -171,7 +166,7 @@ class NodeRun:
             if former is not None:
                 self._former_logs.extend(former.worker_logs())
             spec = host_spec(self.part, plan, self._shared)
-            supervisor = Supervisor(spec, self._members, self._shared, self._refresh)
+            supervisor = Supervisor(spec, self._session, self._shared, self._refresh)
             self._supervisors[supervisor.role] = supervisor
             supervisor.post(ev.Begin())
         self._refresh()
@@ -304,7 +299,6 @@ class NodeRun:
 
     def on_contact(self, contact: Contact) -> None:
         """The hub has answered, or wants a round gone: the hosts hear at once how long each may act."""
-        self._contact = contact
         for supervisor in self._supervisors.values():
             supervisor.tell_contact(contact)
 
@@ -333,14 +327,6 @@ class NodeRun:
         gone = isinstance(error, RunNotFound | RunEnded)
         self.stop(str(error), None, Phase.LOST if gone else Phase.FAILED)
 
-    def _lingers_beside(self, role: str) -> bool:
-        """Whether another group's round lives here that the hub wants gone and waits for no longer."""
-        contact, now = self._contact, boottime()
-        if contact is None:
-            return False
-        rounds = [other.living_round for other in self._supervisors.values() if other.role != role]
-        return any(0 < each <= contact.stopped_round and contact.until(each) <= now for each in rounds)
-
     # The status.
 
     def _post(self, role: str, event: ev.GroupEvent) -> None:
@@ -360,8 +346,6 @@ class NodeRun:
 
     def _refresh(self) -> None:
         """Publish the status if it is another one; end the part when nothing of it is left."""
-        if self._members is not None:
-            self._members.go_on()
         if self.conclusion is not None:
             return
         if self._end is None and not self.part.hub_here:
