@@ -18,6 +18,7 @@ from agentd.api.targets import Target
 from agentd.config import Config
 from agentd.core.retention import Policy
 from agentd.daemon.advertise import AdvertisedAddress
+from agentd.daemon.clock import ClockKeeper
 from agentd.daemon.exits import StateDirUnusable
 from agentd.daemon.handover import Handover
 from agentd.daemon.health import HealthKeeper
@@ -78,7 +79,8 @@ async def opened(
             host_mode=config.host_mode.value,
             conditions=conditions,
         )
-        watch = ResourceWatch(config.state_dir, conditions)
+        clock = ClockKeeper(journal, conditions)
+        watch = ResourceWatch(config.state_dir, conditions, clock)
         await watch.step()
         watching = asyncio.create_task(watch.keep())
         stack.push_async_callback(_cancelled, watching)
@@ -110,7 +112,7 @@ async def opened(
             health=HealthServicer(book, streams, config.node_id),
         )
         policy = Policy(age=config.retention.age, size=config.retention.size)
-        retention = asyncio.create_task(Retention(config.state_dir, policy, registry).keep())
+        retention = asyncio.create_task(Retention(config.state_dir, policy, registry, clock.now).keep())
         stack.push_async_callback(_cancelled, retention)
         capping = asyncio.create_task(LogCap(config.state_dir, config.logs.cap, registry).keep())
         stack.push_async_callback(_cancelled, capping)

@@ -8,16 +8,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Collection
 from typing import Final
 
 from agentd.core.conditions import Condition, DiskFacts, of_disk
+from agentd.daemon.clock import ClockKeeper
 from agentd.daemon.threads import in_own_thread
 from agentd.groups.conditions import Conditions
-from agentd.procs.resources import SHORTAGES, disk_facts, missing_descriptors
+from agentd.procs.resources import SHORTAGES, can_start_thread, disk_facts, missing_descriptors
 
 LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks."""
+FORGIVEN_AFTER_S: Final = 60.0
+"""How long a refused process is remembered when nobody tries to start another."""
 PATIENCE: Final = 2.0
 """Seconds the disk has to answer."""
 
@@ -34,10 +38,12 @@ _OF_DISK: Final = (
 class ResourceWatch:
     """Keeps the conditions of the node's resources true."""
 
-    def __init__(self, state_dir: str, conditions: Conditions) -> None:
+    def __init__(self, state_dir: str, conditions: Conditions, clock: ClockKeeper | None = None) -> None:
         self._state_dir = state_dir
         self._conditions = conditions
+        self._clock = clock
         self._look: asyncio.Future[DiskFacts] | None = None
+        self._refused_at: float | None = None
 
     async def keep(self) -> None:
         """Run until cancelled."""
@@ -51,7 +57,20 @@ class ResourceWatch:
     async def step(self) -> None:
         """One look."""
         self._conditions.put(Condition.TOO_MANY_FILES, missing_descriptors())
+        if self._clock is not None:
+            self._clock.step()
+        self._look_at_processes()
         await self._look_at_disk()
+
+    def _look_at_processes(self) -> None:
+        """A refusal is raised by whoever was refused; here it ends when nobody tries and all seems well."""
+        if Condition.CANNOT_FORK.value not in self._conditions.details:
+            self._refused_at = None
+            return
+        now = time.monotonic()
+        self._refused_at = now if self._refused_at is None else self._refused_at
+        if now - self._refused_at >= FORGIVEN_AFTER_S and can_start_thread():
+            self._conditions.put(Condition.CANNOT_FORK, "")
 
     async def _look_at_disk(self) -> None:
         if self._look is None or self._look.done():

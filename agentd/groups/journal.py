@@ -73,6 +73,8 @@ class Journal:
         """Made once in this state directory."""
         self.daemon_starts = 0
         """Grows with each start of an agentd here."""
+        self.clock = ""
+        """What the agentd before this one noted of the clocks."""
         self.former: Former | None = None
         self.remembered = Remembered()
         self.damage: tuple[str, ...] = ()
@@ -173,6 +175,7 @@ class Journal:
 
     def _learn(self, db: sqlite3.Connection) -> None:
         self.former = _former(db)
+        self.clock = _noted_clock(db)
         # Before it is tidied: the processes of a group whose run is lost are still to be ended.
         self.remembered = read(db)
         self._tell_damage(self.remembered.unreadable)
@@ -331,6 +334,11 @@ def _former(db: sqlite3.Connection) -> Former | None:
         return None
     boot = db.execute("SELECT value FROM meta WHERE key = 'boot_id'").fetchone()
     return Former(last[0] == EventKind.AGENTD_ENDED, boot[0] if boot else "")
+
+
+def _noted_clock(db: sqlite3.Connection) -> str:
+    found = db.execute("SELECT value FROM meta WHERE key = 'clock'").fetchone()
+    return found[0] if found and isinstance(found[0], str) else ""
 
 
 def _introduce(db: sqlite3.Connection, state_dir: Path, given: int) -> tuple[str, int]:

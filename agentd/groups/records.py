@@ -246,4 +246,17 @@ class DrainRow:
             db.execute("DELETE FROM meta WHERE key = 'drain'")
 
 
-Record: TypeAlias = DrainRow | RunRow | ForgetRun | GroupRow | HubRow | EventRow | ElasticEventRow
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockRow:
+    """The clocks as they were read last, as `agentd.core.clock` writes and reads them."""
+
+    text: str
+
+    def key(self) -> Hashable:
+        return ("clock",)
+
+    def write(self, db: sqlite3.Connection) -> None:
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('clock', ?)", (self.text,))
+
+
+Record: TypeAlias = ClockRow | DrainRow | RunRow | ForgetRun | GroupRow | HubRow | EventRow | ElasticEventRow

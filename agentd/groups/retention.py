@@ -67,10 +67,14 @@ class _Measured:
 class Retention:
     """Runs beside the registry, from its start to its end."""
 
-    def __init__(self, state_dir: str, policy: Policy, runs: Runs) -> None:
+    def __init__(
+        self, state_dir: str, policy: Policy, runs: Runs, now: Callable[[], float] = time.time
+    ) -> None:
+        """`now`: the time of day as far as it is believed."""
         self._root = Path(state_dir)
         self._policy = policy
         self._runs = runs
+        self._now = now
         self._thread = Pool(1, thread_name_prefix="agentd-retention")
         self._sizes: dict[RunKey, int] = {}  # of ended runs, which grow no more
         self._too_much = False
@@ -99,7 +103,7 @@ class Retention:
         """Forget some runs; tells whether there are more to forget."""
         await self._in_thread(self._remove_old_journals)
         found = await self._in_thread(self._look)
-        now = time.time()
+        now = self._now()
         due = to_forget(found.ended, others=found.others, now=now, policy=self._policy)
         # Strangers go by age alone: nobody knows what they were.
         oldest = max(self._policy.age, KEPT_AT_LEAST)
@@ -174,7 +178,7 @@ class Retention:
         for path in self._root.glob(f"{layout.DATABASE}.damaged-*"):
             with contextlib.suppress(FileNotFoundError):
                 # The change of its links, not its content, is when it was put there.
-                if time.time() - path.stat().st_ctime > self._policy.age:
+                if self._now() - path.stat().st_ctime > self._policy.age:
                     path.unlink()
 
     def _tell_if_too_much(self, found: Found, due: Sequence[EndedRun]) -> None:

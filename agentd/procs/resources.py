@@ -52,6 +52,19 @@ def missing_descriptors() -> str:
     return ""
 
 
+def can_start_thread() -> bool:
+    """Whether the kernel gives a thread, which counts as a process does."""
+    import threading
+
+    thread = threading.Thread(target=int, name="agentd-probe", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    thread.join()
+    return True
+
+
 def _limit() -> str:
     import resource
 
