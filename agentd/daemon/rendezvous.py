@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from agentd import __version__
-from agentd.api.errors import RunNotFound, StaleIncarnation
+from agentd.api.errors import RunNotFound, StaleIncarnation, Unreachable
 from agentd.api.types import ControllerLease, Failure, Phase, RunSpec, RunStatus
 from agentd.core import defaults
 from agentd.groups.ports import Listener, Session
@@ -38,10 +38,10 @@ class NodeRendezvous:
         self._hub.create(spec, incarnation, read_record(record) if record else None)
 
     def view(self, run_id: str, incarnation: int) -> RunStatus | None:
-        """The whole of a run whose hub is here."""
+        """The whole of a run whose hub is here; None if it is not, or goes away."""
         try:
             return self._hub.describe(run_id, incarnation).status
-        except (RunNotFound, StaleIncarnation):
+        except (RunNotFound, StaleIncarnation, Unreachable):
             return None
 
     async def describe(self, hub_address: str, run_id: str, incarnation: int) -> tuple[RunStatus, RunSpec]:
