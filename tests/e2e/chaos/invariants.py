@@ -200,6 +200,13 @@ def no_other_files(node: str, names: Iterable[str], runs: Collection[str]) -> It
             yield f"a file beyond retention on {node}: {name}"
 
 
+def no_traceback(node: str, log: str) -> Iterator[str]:
+    """Whatever fails, agentd says so in a line: a traceback is a fault of its own."""
+    for story in log.split("Traceback (most recent call last):")[1:]:
+        last = next((line for line in story.splitlines() if line and not line.startswith(" ")), "")
+        yield f"agentd of {node} wrote a traceback: {last}"
+
+
 _STATE_FILES = frozenset(
     {"agent_uid", "agentd.db", "agentd.db-wal", "agentd.db-shm", "agentd.lock", "hosts.sock"}
 )

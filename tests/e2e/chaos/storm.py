@@ -252,6 +252,7 @@ class _Storm:
             self._outcome.rounds += last.round if last else 0
         for place in self._world.places.values():
             known = self._book.by_node[place.name]
+            self._wrong(invariants.no_traceback(place.name, place.log.read_text(errors="replace")))
             self._wrong(invariants.no_other_files(place.name, place.files(), known))
             self._wrong(
                 invariants.nothing_open(place.name, place.fresh, place.open_files(), IDLE_CONNECTIONS)

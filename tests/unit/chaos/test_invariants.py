@@ -257,6 +257,12 @@ def test_files_nobody_knows_are_found(name: str, wrong: bool) -> None:
     assert none(invariants.no_other_files("a", [name], {"r"})) is not wrong
 
 
+def test_a_traceback_in_the_log_is_found() -> None:
+    story = 'INFO ok\nTraceback (most recent call last):\n  File "x"\nOSError: no\n'
+    assert none(invariants.no_traceback("a", "INFO ok\nERROR the disk is full\n"))
+    assert list(invariants.no_traceback("a", story)) == ["agentd of a wrote a traceback: OSError: no"]
+
+
 # --- the plan
 
 
