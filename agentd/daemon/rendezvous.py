@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
-from dataclasses import fields
-from typing import Any
 
 from agentd import __version__
 from agentd.api.errors import RunNotFound, StaleIncarnation, Unreachable
-from agentd.api.types import ControllerLease, Failure, Phase, RunSpec, RunStatus
+from agentd.api.types import ControllerLease, RunSpec, RunStatus
 from agentd.core import defaults
 from agentd.groups.ports import Listener, Session
 from agentd.hub.hub import Hub
 from agentd.hub.links import GrpcHubLink, HubLink, LocalHubLink
 from agentd.hub.member import MemberSession, NodeIdentity
-from agentd.hub.state import HubRecord, RecordedMember
+from agentd.hub.record import read_record
 
 _EPOCHS_PER_START = 1_000_000
 
@@ -101,22 +98,3 @@ class NodeRendezvous:
 
     def _link(self, hub_address: str) -> HubLink:
         return GrpcHubLink(hub_address) if hub_address else LocalHubLink(self._hub)
-
-
-def read_record(text: str) -> HubRecord:
-    """What `Journal.hub_announced` wrote. Fields of a newer version are not ours to read."""
-    known = {field.name for field in fields(HubRecord)}
-    values: dict[str, Any] = {name: value for name, value in json.loads(text).items() if name in known}
-    if values.get("first_failure"):
-        known = {field.name for field in fields(Failure)}
-        failure = values["first_failure"]
-        values["first_failure"] = Failure(**{name: failure[name] for name in known & failure.keys()})
-    if values.get("outcome"):
-        values["outcome"] = Phase(values["outcome"])
-    known = {field.name for field in fields(RecordedMember)}
-    values["members"] = tuple(
-        RecordedMember(**{name: member[name] for name in known & member.keys()})
-        for member in values.get("members", ())
-    )
-    values["order"] = tuple((node_id, role) for node_id, role in values.get("order", ()))
-    return HubRecord(**values)

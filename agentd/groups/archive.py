@@ -183,8 +183,12 @@ def _read_token(token: str) -> tuple[float, str, int]:
         return _LATEST
     try:
         ended_at, run_id, incarnation = json.loads(base64.urlsafe_b64decode(token))
-        return float(ended_at), str(run_id), min(int(incarnation), _MAX_ID)
-    except (ValueError, TypeError, OverflowError):
+        place = float(ended_at), str(run_id), min(max(int(incarnation), 0), _MAX_ID)
+        place[1].encode()
+        if not math.isfinite(place[0]):
+            raise ValueError("no time")
+        return place
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise InvalidSpec("page_token", "is not one that ListEndedRuns gave; start without it") from None
 
 

@@ -15,6 +15,7 @@ from agentd.api.errors import AgentError
 from agentd.api.types import Drain, Phase
 from agentd.groups.records import GroupRow, HubRow, RunRow
 from agentd.groups.wish import read_drain
+from agentd.hub.record import read_record
 from agentd.v1 import run_pb2
 
 T = TypeVar("T")
@@ -141,7 +142,7 @@ def _group_row(
 
 def _hub_row(run_id: object, incarnation: object, record: object) -> HubRow:
     row = HubRow(run_id=as_text(run_id), incarnation=as_number(incarnation), record=as_text(record))
-    _dict(row.record)
+    read_record(row.record)
     return row
 
 

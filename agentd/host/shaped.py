@@ -62,7 +62,11 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         inner = next(arg for arg in get_args(kind) if arg is not type(None))
         return None if value is None else _value(inner, value, where)
     if origin is tuple and isinstance(value, list):
-        return tuple(_value(get_args(kind)[0], item, where) for item in value)
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            return tuple(_value(kinds[0], item, where) for item in value)
+        if len(kinds) == len(value):
+            return tuple(_value(each, item, where) for each, item in zip(kinds, value, strict=True))
     if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict):
         return {key: _value(get_args(kind)[1], item, where) for key, item in value.items()}
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):

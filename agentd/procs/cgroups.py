@@ -1,4 +1,4 @@
-"""A cgroup for each worker group, where agentd may make one: nothing leaves it unasked, one write ends it all.
+"""A cgroup for each worker group, where agentd may make one: nothing leaves it unasked, one write ends all.
 
 Version 2 only. It lies below agentd's own cgroup, which must be agentd's to divide: delegated to it by
 systemd (Delegate=yes), or, where no systemd rules, simply writable. agentd itself is never moved, and no
@@ -97,14 +97,18 @@ def own_home() -> Path | None:
 def folder_of(pid: int | str, mounts: str = "/proc/self/mountinfo") -> Path | None:
     """The version 2 cgroup of a process as a folder; `None` where it cannot be seen."""
     path = next((line[3:] for line in _lines(f"/proc/{pid}/cgroup") if line.startswith("0::")), "")
+    if not path:
+        # The process is gone, or is in none that can be seen.
+        return None
     for line in _lines(mounts):
         fields, _, kind = line.partition(" - ")
-        if kind.startswith("cgroup2 "):
-            root, where = fields.split(" ")[3:5]
+        words = fields.split(" ")
+        if kind.startswith("cgroup2 ") and len(words) > 4:
+            root, where = words[3:5]
             relative = os.path.relpath(path, root)
             folder = Path(where, relative)
             # Outside of what is mounted here, or deleted.
-            if path and not relative.startswith("..") and folder.is_dir():
+            if not relative.startswith("..") and folder.is_dir():
                 return folder
     return None
 

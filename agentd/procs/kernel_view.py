@@ -68,7 +68,8 @@ def _has(fields: dict[str, str], mask: str, signum: int) -> bool:
 
 def _fields(path: str) -> dict[str, str]:
     found = {}
-    for line in _text(path).splitlines():
+    # Not splitlines: a thread's own name may hold what that takes for the end of a line.
+    for line in _text(path).split("\n"):
         name, _, value = line.partition(":")
         found[name] = value.strip()
     return found

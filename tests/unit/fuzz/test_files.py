@@ -35,7 +35,7 @@ def file_of(content: bytes, name: str = "file") -> Iterator[Path]:
         yield path
 
 
-@examples(80)
+@examples(35)
 @given(lines=st.lists(payloads, max_size=5), cut=st.integers(0, 3))
 def test_host_jsonl_is_read_around_what_nobody_can_read(lines: list[bytes], cut: int) -> None:
     known = Done(round=7, sequence=2**40, time=5.0)
@@ -76,7 +76,7 @@ reports = st.fixed_dictionaries(
 )
 
 
-@examples(150)
+@examples(25)
 @given(content=json_of(reports) | st.binary(max_size=100))
 @example(content=b'{"message": {"message": "a\\udcffb"}}')
 @example(content=b"x" * (MAX_ERROR_FILE_BYTES + 1))
@@ -113,7 +113,7 @@ round_files = st.fixed_dictionaries(
 )
 
 
-@examples(120)
+@examples(50)
 @given(content=json_of(round_files))
 @example(content=b'{"round": 3, "valid_until": 1' + b"0" * 400 + b"}")
 def test_a_round_file_confirms_the_round_or_it_is_stale(content: bytes) -> None:

@@ -21,7 +21,7 @@ bodies: st.SearchStrategy[dict[str, Any]] = frames.map(lambda frame: json.loads(
 payloads = json_of(bodies)
 
 
-@examples(250)
+@examples(25)
 @given(payload=payloads)
 def test_a_payload_is_a_frame_or_a_wire_error(payload: bytes) -> None:
     try:
@@ -33,7 +33,7 @@ def test_a_payload_is_a_frame_or_a_wire_error(payload: bytes) -> None:
     assert decode(as_json(frame)) == frame
 
 
-@examples(60)
+@examples(25)
 @given(stream=st.lists(payloads | st.binary(max_size=30), max_size=4), cut=st.integers(1, 60))
 def test_a_stream_in_pieces_gives_what_it_gives_as_a_whole(stream: list[bytes], cut: int) -> None:
     data = b"".join(struct.pack(">I", len(payload)) + payload for payload in stream)
@@ -54,7 +54,7 @@ def _read(pieces: list[bytes]) -> tuple[list[wire.Frame], bool]:
     return found, False
 
 
-@examples(120)
+@examples(50)
 @given(data=st.binary(max_size=64))
 def test_any_bytes_are_a_stream_or_a_wire_error(data: bytes) -> None:
     with contextlib.suppress(WireError):
@@ -73,7 +73,7 @@ def test_nesting_of_any_depth_is_a_wire_error_or_left_out() -> None:
                 assert decode(body) == wire.Done(round=1)
 
 
-@examples(150)
+@examples(25)
 @given(payload=payloads)
 @example(payload=b'{"version":1,"type":"failed","round":1,"failures":[{"rank":0,"local_rank":0,"pid":1,'
          b'"message":"a\\udcffb","time":1e300}]}')  # fmt: skip

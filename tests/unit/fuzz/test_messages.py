@@ -127,7 +127,7 @@ def specs(draw: st.DrawFn) -> run.RunSpec:
     return message
 
 
-@examples(80)
+@examples(35)
 @given(message=specs(), passed=st.dictionaries(strings, strings, max_size=2), name=strings)
 def test_a_run_is_planned_or_refused_by_name(message: run.RunSpec, passed: dict[str, str], name: str) -> None:
     machine = Machine(node_id="a", environ={"PATH": "/bin"}, home="/", worker_limit=64)
@@ -139,7 +139,7 @@ def test_a_run_is_planned_or_refused_by_name(message: run.RunSpec, passed: dict[
         plan_node(spec, name, {}, machine)
 
 
-@examples(60)
+@examples(25)
 @given(message=messages(run.RunStatus, 3))
 def test_a_status_is_read_and_shown_again(message: run.RunStatus) -> None:
     with contextlib.suppress(AgentError):
@@ -150,7 +150,7 @@ def test_a_status_is_read_and_shown_again(message: run.RunStatus) -> None:
         )
 
 
-@examples(80)
+@examples(35)
 @given(message=messages(rendezvous.JoinRequest, 2))
 def test_what_a_node_says_to_a_hub_is_understood_or_refused(message: rendezvous.JoinRequest) -> None:
     for read in (codec.hello_from_message, codec.request_from_message):
@@ -158,14 +158,14 @@ def test_what_a_node_says_to_a_hub_is_understood_or_refused(message: rendezvous.
             read(message)
 
 
-@examples(80)
+@examples(35)
 @given(message=messages(rendezvous.JoinResponse, 2))
 def test_what_a_hub_says_to_a_node_is_understood_or_refused(message: rendezvous.JoinResponse) -> None:
     with contextlib.suppress(AgentError):
         codec.response_from_message(message)
 
 
-@examples(40)
+@examples(25)
 @given(content=specs().flatmap(lambda message: flipped(message.SerializeToString())))
 def test_bytes_that_nearly_are_a_spec_are_one_or_none(content: bytes) -> None:
     with contextlib.suppress(AgentError, DecodeError):
@@ -191,7 +191,7 @@ class Failure:
 known = errwire.to_status(RunConflict("r", ["nodes"])).trailing_metadata[0][1]
 
 
-@examples(80)
+@examples(35)
 @given(details=st.binary(max_size=40) | flipped(known) | strings)
 @example(details=known)
 def test_the_error_of_a_call_is_an_error_whatever_came_with_it(details: bytes | str) -> None:

@@ -69,7 +69,7 @@ def config(
         )  # fmt: skip
 
 
-@examples(100)
+@examples(25)
 @given(given_=st.dictionaries(st.sampled_from([s.env for s in SETTINGS.values()]), phrases, max_size=3))
 @example(given_={"AGENTD_STATE_DIR": "~nobody-of-that-name/x"})
 @example(given_={"AGENTD_LISTEN": f"h:{LONG}"})
@@ -93,7 +93,7 @@ toml_files = st.lists(
 ).map(lambda rows: "\n".join(f"{key} = {value}" for key, value in rows))
 
 
-@examples(120)
+@examples(50)
 @given(text=toml_files | st.text(max_size=60))
 @example(text="shutdown.grace = 0x" + "f" * 400)
 @example(text="x = " + "[" * 3_000 + "]" * 3_000)
@@ -101,7 +101,7 @@ def test_a_configuration_file_is_a_configuration_or_a_config_error(text: str) ->
     config(text=text)
 
 
-@examples(250)
+@examples(25)
 @given(text=phrases)
 @example(text=f"host:{LONG}")
 @example(text="unix:/a\0b")
@@ -132,7 +132,7 @@ def test_a_target_is_one_or_an_invalid_spec(text: str) -> None:
         lambda text: hosts.split_nodes([text]),
     ],
 )
-@examples(40)
+@examples(25)
 @given(text=phrases)
 @example(text=LONG)
 @example(text=f"a slots={LONG}")
@@ -162,7 +162,7 @@ spec_files = st.builds(
 )
 
 
-@examples(200)
+@examples(35)
 @given(text=spec_files)
 @example(text="stop_grace = nan\n" + COMMAND)
 @example(text="rendezvous.lease = inf\n" + COMMAND)
