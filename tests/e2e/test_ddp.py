@@ -1,4 +1,8 @@
-"""The main job: a real PyTorch DDP training over three agentds, hurt while it trains."""
+"""The main job: a real PyTorch DDP training, two ranks on each node, hurt while it trains.
+
+Nearly all of its time is the import of torch in each worker: test_ddp_faults has three nodes and an
+undisturbed run under agentd, this one the comparison with torchrun to the last bit.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +33,13 @@ def training(folder: Path, *more: str) -> list[str]:
     return [str(SCRIPT), "--steps", "60", "--checkpoint-every", "5", "--checkpoint-dir", str(folder), *more]
 
 
-def test_a_hurt_training_ends_with_the_parameters_of_an_undisturbed_one_and_of_torchrun(
+def test_a_hurt_training_ends_with_exactly_the_parameters_of_an_undisturbed_one_under_torchrun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # torch keeps a cache folder there
-    undisturbed, hurt, under_torchrun = (tmp_path / name for name in ("undisturbed", "hurt", "torchrun"))
-    with fleet(tmp_path, "a", "b", "c") as nodes:
+    hurt, under_torchrun = tmp_path / "hurt", tmp_path / "torchrun"
+    with fleet(tmp_path, "a", "b") as nodes:
         common = ["run", "--nodes", nodes.targets(), "--nproc-per-node", "2", "--max-restarts", "2"]
-        done = agentctl(*common, "--run-id", "calm", *training(undisturbed), timeout=TRAINING_S)
-        assert done.returncode == 0, done.stderr
-
         with Controller(
             *common, "--run-id", "hurt", *training(hurt, "--step-seconds", "0.05"), root=tmp_path
         ) as run:
@@ -53,7 +54,7 @@ def test_a_hurt_training_ends_with_the_parameters_of_an_undisturbed_one_and_of_t
         assert ended["first_failure"]["rank"] == 3
         logs = agentctl("logs", "hurt", "--nodes", nodes.targets(), "--all-rounds").stdout
         resumed = [line for line in logs.splitlines() if "restart 1, goes on after step" in line]
-        assert len(resumed) == 6
+        assert len(resumed) == 4
         assert not any("after step 0" in line for line in resumed)
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -61,7 +62,7 @@ def test_a_hurt_training_ends_with_the_parameters_of_an_undisturbed_one_and_of_t
         [
             BIN / "torchrun",
             "--nproc-per-node",
-            "6",
+            "4",
             "--log-dir",
             str(tmp_path / "logs"),
             *training(under_torchrun),
@@ -71,6 +72,5 @@ def test_a_hurt_training_ends_with_the_parameters_of_an_undisturbed_one_and_of_t
         env=environment,
         capture_output=True,
     )
-    assert result(hurt)["parameters"] == result(undisturbed)["parameters"]
     assert result(hurt)["parameters"] == result(under_torchrun)["parameters"]
     assert result(hurt)["loss"] < 0.1
