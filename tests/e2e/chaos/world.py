@@ -21,8 +21,8 @@ from tests.support.netns import Network, network
 CALL_S = 2.0
 START_S = 40.0
 STOP_S = 60.0
-DISK = "48m"
-RETENTION = "24MiB"
+DISK = "20m"
+RETENTION = "8MiB"
 PORT = 7460
 
 
