@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ from agentd.api.types import (
 )
 from agentd_client import AgentClient
 from tests.support.disks import cannot_mount, small_disk
-from tests.support.fleet import BIN, Node, agentd, count_descriptors, is_gone
+from tests.support.fleet import BIN, Node, agentctl, agentd, count_descriptors, is_gone, write_script
 from tests.support.waiting import wait_until
 
 PATIENCE_S = 40.0
@@ -175,6 +176,39 @@ def test_a_first_start_on_a_disk_that_takes_nothing_is_refused_by_name(
     assert done.returncode == 5
     assert re.search(problem, done.stderr)
     assert "Traceback" not in done.stderr
+
+
+FLOOD = ("import os, sys, time", "time.sleep(float(sys.argv[1]))", "line = b'y' * 63 + b'\\n'") + (
+    "for _ in range(64): os.write(1, line * 1024)",
+    "os.write(1, b'the last line\\n')",
+    "time.sleep(600)",
+)
+
+
+def test_a_log_that_grew_while_no_agentd_was_there_is_cut_by_the_next_which_says_so(tmp_path: Path) -> None:
+    script = write_script(tmp_path / "flood.py", *FLOOD)
+    with contextlib.ExitStack() as stack:
+        node = stack.enter_context(agentd(tmp_path, "a", "--logs-cap", "1MiB"))
+        done = agentctl(
+            "run", "--detach", "--nodes", node.target, "--run-id", "job", "--python", sys.executable,
+            str(script), "1",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        log = wait_until(lambda: next(node.state_dir.glob("runs/job/*/*/round_1/0/stdout.log"), None), 20)
+        assert log is not None
+        node.kill()
+        wait_until(lambda: log.stat().st_size > 4 << 20, PATIENCE_S)
+        node = stack.enter_context(agentd(tmp_path, "a", "--logs-cap", "1MiB", listen=node.target))
+        wait_until(lambda: log.stat().st_blocks * 512 <= 1 << 20, PATIENCE_S)
+        shown = agentctl("logs", "job", "--nodes", node.target)
+        assert "of the oldest part were removed (logs.cap)" in shown.stderr
+        assert shown.stdout.endswith("[default 0]: the last line\n")
+        assert "\0" not in shown.stdout
+        assert 0 < len(shown.stdout.splitlines()) <= (1 << 20) // 64
+        told = agentctl("status", "job", "--nodes", node.target).stdout
+        assert "LOGS_CUT: the oldest output of ranks 0 was removed" in told
+        agentctl("stop", "job", "--wait", "--nodes", node.target)
+        assert node.stop() == 0
 
 
 def in_a_read_only(state: Path) -> tuple[str, ...]:

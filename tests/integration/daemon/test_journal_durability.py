@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from agentd.api.errors import AgentError, JournalUnavailable
+from agentd.api.errors import AgentError, JournalUnavailable, NodeDegraded
 from agentd.api.types import Command, RoleSpec, RunRequest, RunSpec
 from agentd.groups.journal import BEHIND, open_for_reading
 from agentd_client import AgentClient
@@ -33,10 +33,10 @@ def start(client: AgentClient, run_id: str) -> None:
 
 
 def is_refused(client: AgentClient) -> bool:
-    """Whether one more run is refused for want of the journal."""
+    """Whether one more run is refused for want of the journal, or of its disk."""
     try:
         start(client, f"r{time.monotonic_ns()}")
-    except JournalUnavailable:
+    except (JournalUnavailable, NodeDegraded):
         return True
     return False
 
