@@ -405,7 +405,8 @@ class MemberSession:
         waited = now - self._needed_since
         if waited < self._hub_timeout:
             return False
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - waited))
+        silent = waited if self._heard_at is None else now - self._heard_at
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - silent))
         self._tell(self._listener.on_hub_timeout, HubUnreachable(self._link.address, since, problem))
         return True
 

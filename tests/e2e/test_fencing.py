@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
-import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from agentd.api.types import Command, IsolationPolicy, Phase, RendezvousSpec, RoleSpec, RunSpec, RunStatus
+from agentd_client import AgentClient
+from agentd_client import Fleet as Clients
 from tests.support.fleet import Fleet, Node, agentctl, fleet, is_gone, write_script
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(180)
 
 PATIENCE_S = 40.0
-BRIEF = "heartbeat=0.2,lease=1.5"
+LEASE_S = 1.5
+STOP = IsolationPolicy.STOP
 
 # Writes a checkpoint each time its round may, and says so when it may not. Takes a while to end.
 WRITER = (
@@ -65,17 +69,27 @@ class Note:
 
 
 class Training:
-    """One run of `WRITER`, by what its workers wrote."""
+    """A run of `WRITER`, by what its workers wrote."""
 
-    def __init__(self, nodes: Fleet, run_id: str, *flags: str, conf: str = BRIEF) -> None:
+    def __init__(self, nodes: Fleet, run_id: str) -> None:
         self.run_id, self.folder, self._nodes = run_id, nodes.root / run_id, nodes
         self.folder.mkdir()
-        program = () if "--spec" in flags else (str(writer(nodes)), str(self.folder), "5")
-        done = agentctl(
-            "run", "--detach", "--nodes", nodes.targets(), "--run-id", run_id, "--rdzv-conf", conf,
-            *flags, *program,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+
+    def begin(self, *roles: RoleSpec, hub_timeout: float = 600.0, fewest: int = 0, **changes: object) -> None:
+        """On all nodes, the first being the hub."""
+        targets = [node.target for node in self._nodes.nodes.values()]
+        rendezvous = RendezvousSpec(heartbeat=0.2, lease=LEASE_S, min_members=fewest, hub_timeout=hub_timeout)
+        fields = {"nodes": tuple(targets), "rendezvous": rendezvous, "stop_grace": 5.0, **changes}
+        with Clients(targets) as clients:
+            clients.run(RunSpec(run_id=self.run_id, roles=roles or (self.role(),), **fields))  # type: ignore[arg-type]
+
+    def role(self, name: str = "default", *on: str, saves: int = 5) -> RoleSpec:
+        """`saves`: attempts to write, 0.1 s apart, between SIGTERM and the end of a worker."""
+        script = write_script(self._nodes.root / "writer.py", *WRITER)
+        command = Command(
+            entrypoint=str(script), arguments=(str(self.folder), str(saves)), python=sys.executable
+        )
+        return RoleSpec(role=name, nodes=tuple(self._nodes[name].target for name in on), command=command)
 
     def notes(self, name: str, node: str = "", round: int = 0) -> list[Note]:
         """The lines of one file, in order; of one node, or one round."""
@@ -85,39 +99,30 @@ class Training:
         found = [Note(each[0], int(each[1]), int(each[2]), "".join(each[3:])) for each in split]
         return [each for each in found if node in ("", each.node) and round in (0, each.round)]
 
-    def writes(self, node: str, round: int) -> bool:
-        return bool(self.notes("checkpoints", node, round))
+    def writes(self, round: int, *on: str) -> bool:
+        """Whether workers of that round have written on all these nodes."""
+        return all(self.notes("checkpoints", node, round) for node in on)
 
     def pid(self, node: str) -> int:
         """Of the newest worker there."""
         return self.notes("starts", node)[-1].pid
 
-    def counts(self, name: str) -> tuple[int, int]:
-        """Round and restarts, as a node knows them."""
-        status = self._nodes.status(self.run_id, name)
-        return int(status["round"]), int(status.get("restart_count", 0))
+    def told(self, by: str) -> RunStatus:
+        """The run as one node knows it."""
+        with AgentClient(self._nodes[by].target) as client:
+            return client.status(self.run_id)
 
-    def stop(self) -> None:
-        done = agentctl("stop", self.run_id, "--wait", "--grace", "0", "--nodes", self._nodes.targets())
-        assert done.returncode == 0, done.stderr
+    def kept_order(self, *rounds: int) -> bool:
+        """Whether each of these rounds wrote its last before the next wrote its first."""
+        times = [
+            [float(note.said) for name in ("checkpoints", "last") for note in self.notes(name, round=each)]
+            for each in rounds
+        ]
+        return all(max(before) < min(after) for before, after in itertools.pairwise(times))
 
-
-def writer(nodes: Fleet) -> Path:
-    return write_script(nodes.root / "writer.py", *WRITER)
-
-
-def two_roles(nodes: Fleet, folder: Path) -> Path:
-    """The spec of a run with another role on b, whose worker takes its time to end."""
-    a, b = nodes["a"].target, nodes["b"].target
-    file = nodes.root / "roles.toml"
-    lines = [f'nodes = ["{a}", "{b}"]', "stop_grace = 10", "rendezvous.min_members = 1"]
-    lines += ["rendezvous.max_members = 3"]
-    for role, where, saves in (("brisk", f'"{a}", "{b}"', 1), ("slow", f'"{b}"', 20)):
-        arguments = f'["{folder}", "{saves}"]'
-        lines += ["[[roles]]", f'role = "{role}"', f"nodes = [{where}]", "[roles.command]"]
-        lines += [f'entrypoint = "{writer(nodes)}"', f"arguments = {arguments}"]
-    file.write_text("\n".join(lines) + "\n")
-    return file
+    def kept_apart(self) -> bool:
+        """Whether no worker began on a node where one of an older round still ran."""
+        return not any(note.said for note in self.notes("starts"))
 
 
 @contextmanager
@@ -130,93 +135,80 @@ def frozen(node: Node) -> Iterator[None]:
         os.kill(node.pid, signal.SIGCONT)
 
 
-def last_write(training: Training, round: int) -> float:
-    names = ("checkpoints", "last")
-    return max(float(note.said) for name in names for note in training.notes(name, round=round))
-
-
-def first_write(training: Training, round: int) -> float:
-    return min(float(note.said) for note in training.notes("checkpoints", round=round))
+def until_all(trainings: tuple[Training, ...], holds: Callable[[Training], bool]) -> None:
+    for each in trainings:
+        wait_until(lambda each=each: holds(each), PATIENCE_S, what=each.run_id)  # type: ignore[misc]
 
 
 def test_a_node_with_a_frozen_agentd_writes_nothing_once_the_others_went_on(tmp_path: Path) -> None:
     with fleet(tmp_path, "a", "b") as nodes:
-        flags = ("--nnodes", "1:2", "--stop-grace", "3")
-        kept = Training(nodes, "kept", *flags)
-        stopped = Training(nodes, "stopped", *flags, "--on-isolation", "stop")
-        roles = Training(nodes, "roles", "--spec", str(two_roles(nodes, tmp_path / "roles")))
-        for training in (kept, stopped, roles):
-            wait_until(lambda each=training: each.writes("a", 1) and each.writes("b", 1), PATIENCE_S)  # type: ignore[misc]
+        kept, stopped, roles = trainings = tuple(
+            Training(nodes, name) for name in ("kept", "stopped", "roles")
+        )
+        kept.begin(fewest=1)
+        stopped.begin(fewest=1, on_isolation=STOP)
+        # On b the worker of one role takes its time to end.
+        roles.begin(roles.role("brisk", "a", "b", saves=1), roles.role("slow", "b", saves=10), fewest=1)
+        until_all(trainings, lambda each: each.writes(1, "a", "b"))
         wait_until(lambda: len(roles.notes("starts", round=1)) == 3, PATIENCE_S)
-        old = {training.run_id: training.pid("b") for training in (kept, stopped)}
+        old = {each.run_id: each.pid("b") for each in trainings}
 
         with frozen(nodes["b"]):
-            for training in (kept, stopped, roles):
-                wait_until(lambda each=training: each.writes("a", 2), PATIENCE_S)  # type: ignore[misc]
+            until_all(trainings, lambda each: each.writes(2, "a"))
             wait_until(lambda: kept.notes("refused", "b", 1), PATIENCE_S)
             wait_until(lambda: is_gone(old["stopped"]), PATIENCE_S)
             assert not is_gone(old["kept"])
 
-        for training in (kept, stopped):
-            wait_until(lambda each=training: each.writes("a", 3) and each.writes("b", 3), PATIENCE_S)  # type: ignore[misc]
-            assert training.counts("a") == (3, 0)
-            for before, after in ((1, 2), (2, 3)):
-                assert last_write(training, before) < first_write(training, after)
-            assert not any(note.said for note in training.notes("starts")), "an old worker still ran"
-        assert is_gone(old["kept"])
-        events = agentctl("events", "stopped", "--nodes", nodes["b"].target).stdout
-        assert "no contact with the hub since" in events
-        # Of two roles on b the quick one waits for the slow one's old round.
-        wait_until(lambda: len(roles.notes("starts", "b")) == 4, PATIENCE_S)
-        assert {note.round for note in roles.notes("starts", "b")} == {1, 3}
-        assert not any(note.said for note in roles.notes("starts")), "an old worker still ran"
+        until_all(trainings, lambda each: each.writes(3, "a", "b"))
+        wait_until(lambda: len(roles.notes("starts", "b", 3)) == 2, PATIENCE_S)
+        for each in trainings:
+            told = each.told("a")
+            assert (told.round, told.restart_count, each.kept_order(1, 2, 3), each.kept_apart()) == (
+                3, 0, True, True,
+            ), each.run_id  # fmt: skip
         # A stop that the hub asked for leaves its grace for a last checkpoint.
         assert kept.notes("last", "a", 2)
-        for training in (kept, stopped, roles):
-            training.stop()
+        assert not kept.notes("last", "b", 1)
+        events = agentctl("events", "stopped", "--nodes", nodes["b"].target).stdout
+        assert "no contact with the hub since" in events
 
 
 def test_a_hub_that_is_gone_is_waited_for_and_status_says_since_when(tmp_path: Path) -> None:
     with fleet(tmp_path, "a", "b") as nodes:
-        kept = Training(nodes, "kept", "--max-restarts", "1")
-        stopped = Training(nodes, "stopped", "--on-isolation", "stop", "--stop-grace", "3")
-        brief = Training(nodes, "brief", "--max-restarts", "1", conf=f"{BRIEF},timeout=2")
-        for training in (kept, stopped, brief):
-            wait_until(lambda each=training: each.writes("a", 1) and each.writes("b", 1), PATIENCE_S)  # type: ignore[misc]
+        kept, stopped, brief = trainings = tuple(
+            Training(nodes, name) for name in ("kept", "stopped", "brief")
+        )
+        kept.begin(max_restarts=1)
+        stopped.begin(on_isolation=STOP)
+        brief.begin(max_restarts=1, hub_timeout=1.0)
+        until_all(trainings, lambda each: each.writes(1, "a", "b"))
         old = {(each.run_id, node): each.pid(node) for each in (kept, stopped) for node in "ab"}
         began = time.time()
         nodes["a"].kill()
 
-        # Both nodes stop by themselves what is to stop, also the one whose agentd is dead.
+        # Both hosts stop by themselves what is to stop, also the one whose agentd is dead.
         wait_until(lambda: is_gone(old["stopped", "a"]) and is_gone(old["stopped", "b"]), PATIENCE_S)
         assert not is_gone(old["kept", "a"])
         assert not is_gone(old["kept", "b"])
-        shown = nodes.status("kept", "b")
-        since = datetime.fromisoformat(shown["hub_unreachable_since"].replace("Z", "+00:00")).timestamp()
-        assert began - 5.0 < since < time.time()
-        for told in (agentctl("status", "kept", "--nodes", nodes["b"].target), ps(nodes["b"])):
-            assert f"hub {nodes['a'].target} unreachable since" in told.stdout
+        assert began - LEASE_S < kept.told("b").hub_unreachable_since < time.time()
+        silence = f"hub {nodes['a'].target} unreachable since"
+        for command in (("status", "kept"), ("ps",)):
+            assert silence in agentctl(*command, "--nodes", nodes["b"].target).stdout
 
-        # Failures wait for the hub: one longer than it may, one until it is there again.
+        # A failure waits for the hub: in one run longer than it may, in one until it is there again.
         os.kill(brief.pid("b"), signal.SIGKILL)
         os.kill(kept.pid("b"), signal.SIGKILL)
-        wait_until(lambda: nodes.phase("brief", "b") == "PHASE_FAILED", PATIENCE_S)
-        reason = nodes.status("brief", "b")["reason"]
-        assert f"hub {nodes['a'].target} unreachable since" in reason
-        assert "--rdzv-endpoint" in reason
-        assert nodes.phase("kept", "b") == "PHASE_RUNNING"
+        wait_until(lambda: brief.told("b").phase is Phase.FAILED, PATIENCE_S)
+        assert silence in brief.told("b").reason
+        assert "--rdzv-endpoint" in brief.told("b").reason
+        assert kept.told("b").phase is Phase.RUNNING
         assert not is_gone(old["kept", "a"])
 
         nodes.again("a")
-        for training, restarts in ((kept, 1), (stopped, 0)):
-            wait_until(lambda each=training: each.writes("a", 2) and each.writes("b", 2), PATIENCE_S)  # type: ignore[misc]
-            assert training.counts("a") == (2, restarts)
-            assert last_write(training, 1) < first_write(training, 2)
-            assert not any(note.said for note in training.notes("starts"))
-        assert "hub_unreachable_since" not in nodes.status("kept", "b")
-        for training in (kept, stopped):
-            training.stop()
-
-
-def ps(node: Node) -> subprocess.CompletedProcess[str]:
-    return agentctl("ps", "--nodes", node.target)
+        for each, restarts in ((kept, 1), (stopped, 0)):
+            wait_until(lambda each=each: each.writes(2, "a", "b"), PATIENCE_S)  # type: ignore[misc]
+            told = each.told("a")
+            assert (told.round, told.restart_count, each.kept_order(1, 2), each.kept_apart()) == (
+                2, restarts, True, True,
+            ), each.run_id  # fmt: skip
+        assert not kept.told("b").hub_unreachable_since
