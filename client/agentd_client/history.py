@@ -11,18 +11,21 @@ from agentd.api.errors import AgentError, RunNotFound
 from agentd.api.history import Event, EventKind, EventsPage, EventsRequest
 from agentd.api.types import RunStatus
 from agentd.v1 import agent_service_pb2 as service
-from agentd_client import wire
-from agentd_client.calls import ask_nodes
+from agentd_client import calls, wire
 from agentd_client.failures import FleetUnreachable, RunNotFoundAnywhere
+from agentd_client.locate import unasked_nodes
 from agentd_client.nodes import Node
 from agentd_client.plan import Call, Emit, Pause, Plan
 from agentd_client.report import NodeBack, NodeProblem, PerNode
 from agentd_client.retry import call_each, call_one
+from agentd_client.view import merge
 
 LOOK_S: Final = 1.0
 """How often a followed node is asked for what is new."""
 DEFAULT_LIMIT: Final = 100
 PAGE_SIZE: Final = 500
+LOOKS_FOR_NODES: Final = 2
+"""At every so many looks the run is asked for nodes that have joined."""
 
 
 def events_call(target: str, request: EventsRequest, timeout_s: float) -> Call[service.ListEventsResponse]:
@@ -55,7 +58,7 @@ def ended_runs_of(
     nodes: Sequence[Node], limit: int, timeout_s: float
 ) -> Plan[PerNode[tuple[RunStatus, ...]]]:
     """The same of several nodes."""
-    first = yield from ask_nodes(
+    first = yield from calls.ask_nodes(
         nodes, [ended_runs_call(node.target, limit, "", timeout_s) for node in nodes]
     )
     answers: dict[str, tuple[RunStatus, ...]] = {}
@@ -97,8 +100,9 @@ def read_events(
 ) -> Plan[None]:
     """Emits each `Event` of the nodes, by time, and `NodeProblem` and `NodeBack` beside them.
 
-    With `follow` it stays for what comes: to the end of the run, or for ever where no run is named. Raises
-    `RunNotFound` when no node that answered knows the run, and `Unreachable` when none answered.
+    With `follow` it stays for what comes, also on nodes that join later: to the end of the run, or for ever
+    where no run is named. Raises `RunNotFound` when no node that answered knows the run, and `Unreachable`
+    when none answered.
     """
     readers = [_Reader(node, request) for node in nodes]
     events = yield from _look(readers, timeout_s)
@@ -111,22 +115,38 @@ def read_events(
             yield Emit(NodeProblem(reader.node.name, reader.problem, final=not follow))
         # From now on another use of the id is another story.
         reader.request = replace(reader.request, incarnation=newest, tail=0)
+    looks = 0
     while follow and not (request.run_id and all(reader.over for reader in readers)):
         yield Pause(LOOK_S)
+        looks += 1
+        if request.run_id and looks % LOOKS_FOR_NODES == 0:
+            readers += yield from _newcomers(readers, newest, timeout_s)
         known = {reader.node.name: reader.problem for reader in readers}
         yield from _emit((yield from _look([r for r in readers if not r.over], timeout_s)))
         for reader in readers:
             yield from _told_change(reader, known[reader.node.name])
 
 
+def _newcomers(readers: Sequence[_Reader], incarnation: int, timeout_s: float) -> Plan[list[_Reader]]:
+    """Readers of the nodes that have joined the run."""
+    nodes = [reader.node for reader in readers if not reader.over and reader.problem is None]
+    run_id = readers[0].request.run_id
+    asked = [calls.status_call(node.target, run_id, timeout_s) for node in nodes]
+    answers = (yield from calls.ask_nodes(nodes, asked)).answers
+    found = [status for answer in answers.values() if (status := calls.newest(answer)) is not None]
+    told = [status for status in found if status.incarnation == incarnation]
+    new = unasked_nodes(merge(None, told), [reader.node for reader in readers]) if told else []
+    return [_Reader(node, EventsRequest(run_id=run_id, incarnation=incarnation)) for node in new]
+
+
 def _look(readers: Sequence[_Reader], timeout_s: float) -> Plan[list[Event]]:
     """What is new on each node, all asked at once."""
-    calls = [
+    asked = [
         events_call(reader.node.target, replace(reader.request, page_size=PAGE_SIZE), timeout_s)
         for reader in readers
     ]
     found: list[Event] = []
-    outcomes = yield from call_each(calls)
+    outcomes = yield from call_each(asked)
     for reader, outcome in zip(readers, outcomes, strict=True):
         reader.problem = outcome if isinstance(outcome, AgentError) else None
         if isinstance(outcome, AgentError):
