@@ -510,7 +510,8 @@ async def test_a_fault_of_the_supervisor_leaves_no_worker_unwatched(
         raise RuntimeError("a fault of ours")
 
     async with one_node(tmp_path) as node:
-        await node.run(run_spec())
+        # The hub waits for a word that never comes: the stop's grace, a kill's time and a lease.
+        await node.run(run_spec(stop_grace=0.1, rendezvous=RendezvousSpec(heartbeat=0.2, lease=1.0)))
         status = await node.runs("job")
         monkeypatch.setattr(supervisor, "step", fails)
         os.kill(workers(status)[0].pid, signal.SIGKILL)
