@@ -16,7 +16,7 @@ from agentd.groups.records import GroupRow, RunRow
 from agentd.groups.remembered import Remembered
 from agentd.groups.reported import logs_on_disk
 from agentd.groups.stuck import StuckGroup
-from agentd.procs import tree
+from agentd.procs import cgroups, tree
 from agentd.procs.identity import boot_id
 
 SHOWN_RUNS = 256
@@ -85,6 +85,7 @@ def look_back(remembered: Remembered) -> LookBack:
     """Find the groups that can go on, end what is left of the others, and sort the runs."""
     live_keys = {(row.run_id, row.incarnation) for row in remembered.runs if not row.ended}
     found = {row.key(): left.find(row) for row in remembered.groups if _key(row) in live_keys}
+    cgroups.clear()
     over = [row for row in remembered.groups if found.get(row.key()) is None]
     stuck = tuple(each.left for each in end_leftovers(over, GRACE_S) if each.left is not None)
     rows = sorted(remembered.runs, key=lambda row: row.incarnation)

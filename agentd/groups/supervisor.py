@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import secrets
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -32,11 +33,12 @@ from agentd.groups.ports import Member
 from agentd.groups.reap import SECOND_LOOK_S
 from agentd.groups.records import ElasticEventRow, GroupRow
 from agentd.groups.stuck import StuckBook, StuckGroup, describe
+from agentd.groups.witness import WorkerWitness
 from agentd.host import wire
 from agentd.host.door import HostDoor
 from agentd.host.handle import HostHandle
 from agentd.procs import cgroups, tree
-from agentd.procs.identity import ProcessIdentity, boot_id
+from agentd.procs.identity import ProcessIdentity, boot_id, send_signal
 from agentd.procs.resources import OUT_OF_PROCESSES, SHORTAGES
 from agentd.procs.spawn import SpawnError
 
@@ -103,8 +105,12 @@ class Supervisor:
         self._contact: Contact | None = None
         self._token = left.spec.token if left else ""
         self._cgroup = left.spec.cgroup if left else ""
-        self._sessions: frozenset[ProcessIdentity] = left.sessions if left else frozenset()
-        """Of the workers of which the host has not said that nothing is left."""
+        self._witness = WorkerWitness(self._wake_host, self._accuse_host)
+        """Knows the workers of which the host has not said that nothing is left."""
+        if left:
+            running = {worker.pid for worker in self._state.workers if WorkerState.is_running(worker.state)}
+            # Of others, unreaped or not yet known, nothing more is told, or their start is told first.
+            self._witness.watch(left.sessions, {leader.pid for leader in left.sessions} - running)
         self._logs: deque[WorkerLog] = deque(left.logs if left else (), maxlen=KEPT_LOGS)
         self._background: set[asyncio.Task[None]] = set()
         self._task = asyncio.get_running_loop().create_task(self._live(), name=f"group {self._dir}")
@@ -121,13 +127,6 @@ class Supervisor:
     def status(self) -> GroupStatus:
         """The newest snapshot."""
         return self._status
-
-    @property
-    def living_round(self) -> int:
-        """The round that may have processes here; 0: none."""
-        state = self._state
-        lives = state.host in (HostState.LIVE, HostState.SWEEPING) and state.round > state.gone_round
-        return state.round if lives and state.phase is not Phase.DONE else 0
 
     def worker_logs(self) -> tuple[WorkerLog, ...]:
         """The log folders of all its workers, oldest first."""
@@ -181,6 +180,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """Watch over nothing any more. Ends nothing: that is `Finish`."""
+        self._witness.clear()
         tasks = {self._task, *self._background}
         for task in tasks:
             task.cancel()
@@ -197,20 +197,21 @@ class Supervisor:
     def _event_of(self, frame: wire.ReportFrame) -> ev.GroupEvent | None:
         match frame:
             case wire.Ready():
-                self._sessions = frozenset()
+                self._witness.clear()
                 return ev.HostReady(frame.master_port)
             case wire.Started():
                 workers = tuple(self._worker(worker) for worker in frame.workers)
-                self._sessions = frozenset(ProcessIdentity(w.pid, w.start_time) for w in frame.workers)
+                self._witness.watch([ProcessIdentity(w.pid, w.start_time) for w in frame.workers])
                 return ev.WorkersStarted(frame.round, workers)
             case wire.Exited():
+                self._witness.told(frame.pid)
                 return ev.WorkerExited(
                     frame.round, frame.local_rank, frame.exit_code, frame.signal, frame.torn_down
                 )
             case wire.Failed():
                 return self._failure_event(frame)
             case wire.Done():
-                self._sessions = frozenset()
+                self._witness.clear()
                 return ev.WorkersDone(frame.round)
             case wire.Isolated():
                 return ev.RoundStopped(frame.round, frame.reason)
@@ -399,6 +400,20 @@ class Supervisor:
     def _tell(self, frame: wire.AgentFrame) -> None:
         if self._handle is not None:
             self._handle.send(frame)
+            self._wake_host()
+
+    def _wake_host(self) -> None:
+        """A host that somebody has stopped is wanted now. One that runs does not notice."""
+        if self._handle is not None and self._handle.identity is not None:
+            send_signal(self._handle.identity, signal.SIGCONT)
+
+    def _accuse_host(self, pid: int) -> None:
+        if self._handle is None or self._handle.over or self._state.host is not HostState.LIVE:
+            return
+        told = f"it hangs: it did not tell of the end of its worker {pid}"
+        _log.warning("a host is ended because %s", told, extra=self._facts())
+        self.post(ev.HostEnding(told))
+        self._in_background(self._sweep())
 
     async def _sweep(self) -> None:
         """End the host if it lives; its exit asks for another sweep. Else end what it left."""
@@ -412,11 +427,12 @@ class Supervisor:
         ending = self._state.ending
         left_s = LEFTOVER_GRACE_S if ending is None else ending.kill_at - time.monotonic()
         grace_s = min(LEFTOVER_GRACE_S, max(0.0, left_s))
-        marks = tree.Marks(token=self._token, sessions=self._sessions, cgroup=self._cgroup)
+        marks = tree.Marks(token=self._token, sessions=self._witness.workers, cgroup=self._cgroup)
         # What the host has judged unkillable gets no second bound.
         bound_s = SECOND_LOOK_S if self._state.unkillable else tree.KILL_BOUND_S
         stuck = await self._in_sweeps(lambda: tree.end_group(marks, grace_s=grace_s, kill_bound_s=bound_s))
-        self._handle, self._sessions = None, frozenset()
+        self._handle = None
+        self._witness.clear()
         if stuck:
             self._shared.stuck.add(self._stuck_group(marks, stuck))
         self.post(ev.Swept(f"SIGKILL did not end {describe(stuck)}" if stuck else ""))
