@@ -26,6 +26,7 @@ SAVES = (
     "import pathlib, signal, sys, time, os",
     "def save(*_): pathlib.Path(os.environ['SAVED'] + os.environ['RANK']).touch(); sys.exit(0)",
     "signal.signal(signal.SIGTERM, save)",
+    "pathlib.Path(os.environ['SAVED'] + 'ready-' + os.environ['RANK']).touch()",
     "while True: time.sleep(1)",
 )
 
@@ -69,13 +70,14 @@ async def test_a_stop_wakes_a_stopped_host_and_workers_have_their_grace(tmp_path
         saving = program(*SAVES, env={"SAVED": str(tmp_path / "saved-")})
         await node.run(run_spec(roles=(saving,)))
         status = await node.runs("job")
+        await wait_until_async(lambda: len(list(tmp_path.glob("saved-ready-*"))) == 2)
         os.kill(host_of(status), signal.SIGSTOP)
         began = time.monotonic()
         await node.registry.stop(StopRequest(run_id="job"))
         status = await node.ends("job")
         assert status.phase is Phase.STOPPED
         assert time.monotonic() - began < 5.0, "it was woken, not waited for"
-        assert {path.name for path in tmp_path.glob("saved-*")} == {"saved-0", "saved-1"}
+        assert {path.name for path in tmp_path.glob("saved-?")} == {"saved-0", "saved-1"}
 
 
 async def test_the_end_of_a_worker_wakes_its_stopped_host(tmp_path: Path) -> None:
