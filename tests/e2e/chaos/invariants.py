@@ -192,11 +192,14 @@ def nothing_open(node: str, fresh: Sequence[str], now: Sequence[str], allowed: i
 
 
 def no_other_files(node: str, names: Iterable[str], runs: Collection[str]) -> Iterator[str]:
-    """The state directory has the journal, the locks, the socket, and folders of runs it knows."""
+    """The state directory has the journal, the lock, the socket, and folders of runs it knows.
+
+    What a process that was killed left half written in such a folder goes with the run.
+    """
     for name in names:
         first, _, rest = name.partition("/")
         known = rest.split("/")[0] in runs if first == "runs" else first in _STATE_FILES
-        if not known or name.endswith((".new", ".tmp")):
+        if not known:
             yield f"a file beyond retention on {node}: {name}"
 
 

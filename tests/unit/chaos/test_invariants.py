@@ -248,7 +248,8 @@ def test_descriptors_are_given_back() -> None:
     [
         ("agentd.db-wal", False),
         ("runs/r/7/default/spec.json", False),
-        ("runs/r/7/default/spec.new", True),
+        ("runs/r/7/default/spec.new", False),
+        ("agentd.db.new", True),
         ("runs/forgotten/7/default/spec.json", True),
         ("core.1234", True),
     ],
