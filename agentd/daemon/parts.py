@@ -70,6 +70,8 @@ async def opened(
         advertised = AdvertisedAddress(config.advertise_addr, bound)
         hub = Hub(config.node_id, journal, address=advertised.default)
         conditions = Conditions()
+        archive = Archive(Path(config.state_dir, DATABASE), config.node_id)
+        stack.callback(archive.close)
         registry = Registry(
             node_id=config.node_id,
             state_dir=config.state_dir,
@@ -78,6 +80,7 @@ async def opened(
             advertise=advertised.for_hub,
             host_mode=config.host_mode.value,
             conditions=conditions,
+            archive=archive,
         )
         clock = ClockKeeper(journal, conditions)
         watch = ResourceWatch(config.state_dir, conditions, clock)
@@ -88,8 +91,6 @@ async def opened(
         stack.push_async_callback(registry.close)
         logs = LogReader(registry, config.node_id)
         stack.push_async_callback(logs.close)
-        archive = Archive(Path(config.state_dir, DATABASE), config.node_id)
-        stack.callback(archive.close)
         streams, book = OpenStreams(), HealthBook(registry)
         registry.on_change(book.run_changed)
         node = NodeReporter(

@@ -17,7 +17,8 @@ from agentd.api.history import EndedRunsPage, Event, EventsPage, EventsRequest, 
 from agentd.api.historywire import event_to_message
 from agentd.api.types import Phase, RunStatus
 from agentd.groups.database import reading
-from agentd.groups.remembered import UNREADABLE
+from agentd.groups.records import GroupRow, RunRow
+from agentd.groups.remembered import UNREADABLE, read_ended
 from agentd.groups.schema import NewerSchema
 from agentd.procs.pool import Pool
 from agentd.v1 import run_pb2
@@ -56,6 +57,10 @@ class Archive:
         before = _read_token(page_token)
         size = min(page_size or RUNS_PAGE, LARGEST_PAGE)
         return await self._read(lambda db: _ended_runs(db, size, before))
+
+    async def ended_run(self, run_id: str) -> tuple[RunRow, tuple[GroupRow, ...]] | None:
+        """The newest use of a run id, with its groups, if it has ended. Raises `JournalUnavailable`."""
+        return await self._read(lambda db: read_ended(db, run_id))
 
     def close(self) -> None:
         """Answer nobody any more."""

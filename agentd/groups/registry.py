@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -19,6 +20,7 @@ from agentd.api.errors import (
     AgentdEnding,
     AgentError,
     InvalidSpec,
+    JournalUnavailable,
     NodeDegraded,
     NodeDrained,
     NotRunning,
@@ -46,6 +48,7 @@ from agentd.core.conditions import Condition
 from agentd.core.specs import MAX_INCARNATION, MAX_REQUEST_ID, check_name, differing_fields, validate
 from agentd.groups import drain, history
 from agentd.groups.admission import Machine, RolePlan, plan_node
+from agentd.groups.archive import Archive
 from agentd.groups.board import Board, RunKey
 from agentd.groups.conditions import Conditions
 from agentd.groups.devices import DeviceBook
@@ -55,6 +58,7 @@ from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Rendezvous
 from agentd.groups.records import ForgetRun, GroupRow, RunRow
 from agentd.groups.recovery import FormerRun, look_back
+from agentd.groups.reported import logs_on_disk
 from agentd.groups.run import NodeRun, Part
 from agentd.groups.stuck import StuckBook
 from agentd.groups.supervisor import Facilities
@@ -101,10 +105,12 @@ class Registry:
         machine: Machine | None = None,
         host_mode: str = "stop",
         conditions: Conditions | None = None,
+        archive: Archive | None = None,
     ) -> None:
         """`journal` is started. `advertise(hub_address)` tells how the members of that hub's run reach us.
 
         `host_mode`: `keep` if hosts and workers are to outlive this agentd, `stop` if they end with it.
+        `archive` still knows runs that are not shown any more.
         """
         self._node_id = node_id
         self._state_dir = state_dir
@@ -112,6 +118,7 @@ class Registry:
         self._rendezvous = rendezvous
         self._advertise = advertise
         self._machine = machine
+        self._archive = archive
         self._disk = Pool(8, thread_name_prefix="agentd-disk")
         self._sweeps = Pool(8, thread_name_prefix="agentd-sweep")
         self._door = HostDoor(state_dir, self._disk)
@@ -298,6 +305,21 @@ class Registry:
             self._board.forget(key)
             self._journal.post(ForgetRun(run_id=key[0], incarnation=key[1]))
             return True
+
+    async def recall(self, run_id: str) -> None:
+        """Show an ended run again that newer ones have pushed out, as the journal knows it."""
+        if self._archive is None or self._board.newest(run_id) is not None:
+            return
+        async with self._admissions.setdefault(run_id, asyncio.Lock()):
+            # What the disk does not tell is not known; that is the answer then.
+            with contextlib.suppress(JournalUnavailable):
+                found = await self._archive.ended_run(run_id)
+                if found is not None and self._board.newest(run_id) is None:
+                    row, groups = found
+                    logs = await self._in_thread(
+                        lambda: tuple(chain.from_iterable(map(logs_on_disk, groups)))
+                    )
+                    self._show_ended(row, row.status, logs)
 
     # --- snapshots
 

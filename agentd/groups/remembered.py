@@ -67,12 +67,27 @@ def read(db: sqlite3.Connection) -> Remembered:
     )
 
 
+def read_ended(db: sqlite3.Connection, run_id: str) -> tuple[RunRow, tuple[GroupRow, ...]] | None:
+    """The newest use of a run id, with its groups, if it has ended and can be read."""
+    problems: list[str] = []
+    newest = f"{_RUNS} WHERE run_id = ? AND ended ORDER BY incarnation DESC LIMIT 1"
+    for run in rows(db, newest, "runs", _run_row, problems, (run_id,)):
+        of_it = f"{_GROUPS} WHERE run_id = ? AND incarnation = ?"
+        return run, tuple(rows(db, of_it, "groups", _group_row, problems, (run_id, run.incarnation)))
+    return None
+
+
 def rows(
-    db: sqlite3.Connection, query: str, table: str, make: Callable[..., T], problems: list[str]
+    db: sqlite3.Connection,
+    query: str,
+    table: str,
+    make: Callable[..., T],
+    problems: list[str],
+    values: tuple[object, ...] = (),
 ) -> Iterator[T]:
     """Each row as a value; `problems` gets a phrase for each that cannot be read."""
     try:
-        for row in db.execute(query):
+        for row in db.execute(query, values):
             try:
                 made = make(*row)
             except UNREADABLE as error:

@@ -54,6 +54,7 @@ class AgentServicer(AgentServiceServicer):
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
         if request.run_id:
+            await self._runs.recall(request.run_id)
             return pb.StatusResponse(runs=[self._messages.of(self._runs.status(request.run_id))])
         runs, token = page(
             self._runs.runs(request.include_ended),
@@ -66,6 +67,7 @@ class AgentServicer(AgentServiceServicer):
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.WatchResponse]:
         silence = _silence(request)
         revision = request.after_revision
+        await self._runs.recall(request.run_id)
         events = self._runs.watch(request.run_id, request.incarnation, request.after_revision)
         with self._streams.open() as ending:
             async with aclosing(paced(events, ending, silence=silence)) as answers:
@@ -83,6 +85,7 @@ class AgentServicer(AgentServiceServicer):
         return pb.StopResponse(status=convert.run_status_to_message(status))
 
     async def Logs(self, request: pb.LogsRequest, context: Context) -> AsyncIterator[pb.LogsResponse]:
+        await self._runs.recall(request.run_id)
         chunks = self._logs.read(convert.logs_request_from_message(request))
         with self._streams.open() as ending:
             async with aclosing(paced(chunks, ending, silence=DEFAULT_SILENCE)) as answers:

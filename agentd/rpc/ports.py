@@ -27,6 +27,9 @@ class Runs(Protocol):
 
     async def run(self, request: RunRequest) -> tuple[RunStatus, bool]: ...
 
+    async def recall(self, run_id: str) -> None:
+        """Know a run again that ended long ago, if anything does. Before the snapshots are asked for it."""
+
     def status(self, run_id: str, incarnation: int = 0) -> RunStatus: ...
 
     def runs(self, include_ended: bool) -> list[RunStatus]: ...

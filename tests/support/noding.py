@@ -22,6 +22,7 @@ from agentd.api.types import (
     RunStatus,
 )
 from agentd.daemon.rendezvous import NodeRendezvous
+from agentd.groups.archive import Archive
 from agentd.groups.journal import Journal
 from agentd.groups.registry import Registry
 from agentd.hub.hub import Hub
@@ -91,6 +92,7 @@ class Neighbourhood:
         journal = Journal(state_dir / "agentd.db")
         await journal.start()
         hub = Hub(name, journal, address=name)
+        archive = Archive(state_dir / "agentd.db", name)
         rendezvous = _Near(self, hub, agent_uid=journal.agent_uid, daemon_starts=journal.daemon_starts)
         registry = Registry(
             node_id=name,
@@ -98,6 +100,7 @@ class Neighbourhood:
             journal=journal,
             rendezvous=rendezvous,
             advertise=lambda _hub: _address(name),
+            archive=archive,
         )
         await registry.start()
         node = self.nodes[name] = Node(name, state_dir, registry, hub, journal)
@@ -106,6 +109,7 @@ class Neighbourhood:
         finally:
             await registry.stop_now()
             await registry.close()
+            archive.close()
             await journal.close()
 
 

@@ -45,6 +45,8 @@ class MemoryRuns:
     """What a registry would say."""
 
     known: dict[str, RunStatus] = field(default_factory=dict)
+    past: dict[str, RunStatus] = field(default_factory=dict)
+    """Not known until it is recalled."""
     failure: Exception | None = None
     accepting: bool = True
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -62,6 +64,10 @@ class MemoryRuns:
         if created:
             await self.show(a_run(request.spec.run_id))
         return self.known[request.spec.run_id], created
+
+    async def recall(self, run_id: str) -> None:
+        if run_id in self.past:
+            self.known[run_id] = self.past[run_id]
 
     def status(self, run_id: str, incarnation: int = 0) -> RunStatus:
         if run_id not in self.known:
