@@ -89,6 +89,7 @@ def _join(known: NodeStatus, other: NodeStatus) -> NodeStatus:
         name=known.name or other.name,
         detached=known.detached,
         reason=detail.reason or known.reason,
+        conditions={**known.conditions, **other.conditions},
     )
 
 

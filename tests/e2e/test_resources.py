@@ -54,9 +54,9 @@ class Caller:
     def __exit__(self, *_: object) -> None:
         self.client.close()
 
-    def begin(self, run_id: str = "job") -> None:
-        """Two workers that sleep."""
-        command = Command(entrypoint="/bin/sleep", arguments=("600",), kind=EntrypointKind.EXECUTABLE)
+    def begin(self, run_id: str = "job", program: tuple[str, ...] = ("/bin/sleep", "600")) -> None:
+        """Two workers, by default asleep."""
+        command = Command(entrypoint=program[0], arguments=program[1:], kind=EntrypointKind.EXECUTABLE)
         spec = RunSpec(
             run_id=run_id,
             roles=(RoleSpec(command=command, local_world_size=2),),
@@ -131,6 +131,32 @@ def test_a_full_disk_harms_no_run_and_loses_nothing_that_was_announced(tmp_path:
         told = [event.kind for event in caller.client.list_events("job")]
         assert told.count("workers_failed") == 2
         caller.stop()
+        assert node.stop() == 0
+
+
+@mounts
+def test_a_result_that_neither_a_disk_nor_an_agentd_could_take_waits_in_the_host(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "node-a" / "state") as disk, contextlib.ExitStack() as stack:
+        node = stack.enter_context(agentd(tmp_path))
+        caller = stack.enter_context(Caller(node))
+        end = tmp_path / "end"
+        caller.begin(program=("/bin/sh", "-c", f"until [ -e {end} ]; do sleep 0.05; done"))
+        workers = caller.running(1)
+        host = caller.group().host_pid
+        disk.fill()
+        node.kill()
+        end.touch()
+        wait_until(lambda: all(map(is_gone, workers)), PATIENCE_S)
+        assert not is_gone(host)
+        node = stack.enter_context(agentd(tmp_path, listen=node.target))
+        wait_until(lambda: caller.status().phase is Phase.SUCCEEDED, PATIENCE_S)
+        assert caller.status().restart_count == 0
+        wait_until(lambda: is_gone(host), PATIENCE_S)
+        disk.free()
+        wait_until(lambda: not caller.client.get_node().conditions, PATIENCE_S)
+        node.kill()
+        node = stack.enter_context(agentd(tmp_path, listen=node.target))
+        assert caller.status().phase is Phase.SUCCEEDED
         assert node.stop() == 0
 
 
