@@ -17,10 +17,13 @@ KILL_FILE = "cgroup.kill"
 """Since Linux 5.14; without it a cgroup still tells who is in it."""
 
 _MEMBERS = "cgroup.procs"
-_SYSTEMD = "/run/systemd/system"
+PROC = "/proc"
+SYSTEMD = "/run/systemd/system"
+"""There while systemd rules the machine."""
 _DELEGATED = ("user.delegate", "trusted.delegate")
 _TOKEN_PART = 16
-_YOUNG_S = 60.0
+YOUNG_S = 60.0
+"""Somebody may be about to enter an empty cgroup of that age in seconds."""
 
 
 def make(token: str) -> str:
@@ -80,7 +83,7 @@ def clear() -> None:
     home = own_home()
     for folder in home.glob(f"{PREFIX}*") if home is not None else ():
         with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_ctime > _YOUNG_S and not members(str(folder)):
+            if time.time() - folder.stat().st_ctime > YOUNG_S and not members(str(folder)):
                 remove(str(folder))
 
 
@@ -89,18 +92,18 @@ def own_home() -> Path | None:
     folder = folder_of("self")
     if folder is None or not os.access(folder, os.W_OK) or not os.access(folder / _MEMBERS, os.W_OK):
         return None
-    if Path(_SYSTEMD).is_dir() and not _is_delegated(folder):
+    if Path(SYSTEMD).is_dir() and not _is_delegated(folder):
         return None
     return folder
 
 
-def folder_of(pid: int | str, mounts: str = "/proc/self/mountinfo") -> Path | None:
+def folder_of(pid: int | str) -> Path | None:
     """The version 2 cgroup of a process as a folder; `None` where it cannot be seen."""
-    path = next((line[3:] for line in _lines(f"/proc/{pid}/cgroup") if line.startswith("0::")), "")
+    path = next((line[3:] for line in _lines(f"{PROC}/{pid}/cgroup") if line.startswith("0::")), "")
     if not path:
         # The process is gone, or is in none that can be seen.
         return None
-    for line in _lines(mounts):
+    for line in _lines(f"{PROC}/self/mountinfo"):
         fields, _, kind = line.partition(" - ")
         words = fields.split(" ")
         if kind.startswith("cgroup2 ") and len(words) > 4:
