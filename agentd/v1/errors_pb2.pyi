@@ -54,8 +54,9 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_RUN_ENDED: _ErrorReason.ValueType  # 9
     """FAILED_PRECONDITION. The run has ended: "run_id", "phase"."""
     ERROR_REASON_NODE_ID_TAKEN: _ErrorReason.ValueType  # 10
-    """ALREADY_EXISTS. Another agentd lives under this node id: "node_id",
-    "address", "other_address".
+    """ALREADY_EXISTS. Another agentd lives under this node id, or may come
+    back: "node_id", "address", "other_address", "held_s" (seconds until
+    that is known).
     """
     ERROR_REASON_STALE_SESSION: _ErrorReason.ValueType  # 11
     """FAILED_PRECONDITION. A newer session of the node exists: "node_id"."""
@@ -128,8 +129,9 @@ ERROR_REASON_NO_SUCH_DEVICE: ErrorReason.ValueType  # 8
 ERROR_REASON_RUN_ENDED: ErrorReason.ValueType  # 9
 """FAILED_PRECONDITION. The run has ended: "run_id", "phase"."""
 ERROR_REASON_NODE_ID_TAKEN: ErrorReason.ValueType  # 10
-"""ALREADY_EXISTS. Another agentd lives under this node id: "node_id",
-"address", "other_address".
+"""ALREADY_EXISTS. Another agentd lives under this node id, or may come
+back: "node_id", "address", "other_address", "held_s" (seconds until
+that is known).
 """
 ERROR_REASON_STALE_SESSION: ErrorReason.ValueType  # 11
 """FAILED_PRECONDITION. A newer session of the node exists: "node_id"."""
