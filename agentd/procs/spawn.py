@@ -114,7 +114,15 @@ def spawn(
         raise _explained(error, program, cwd) from error
     except ValueError as error:
         raise SpawnError(errno.EINVAL, program, str(error)) from error
-    identity = identify(popen.pid)
+    try:
+        identity = identify(popen.pid)
+    except OSError as error:
+        # Whom nobody can name nobody can end later.
+        popen.kill()
+        popen.wait()
+        if lifeline is not None:
+            lifeline.close()
+        raise _explained(error, program, cwd) from error
     assert identity is not None, "an unreaped child is always in /proc"
     return Child(identity, popen, lifeline=lifeline)
 
