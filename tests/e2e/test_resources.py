@@ -29,7 +29,7 @@ from agentd.api.types import (
 )
 from agentd_client import AgentClient
 from tests.support.disks import cannot_mount, small_disk
-from tests.support.fleet import BIN, Node, agentctl, agentd, count_descriptors, is_gone, write_script
+from tests.support.fleet import BIN, Node, agentctl, agentd, count_descriptors, is_gone
 from tests.support.waiting import wait_until
 
 PATIENCE_S = 40.0
@@ -204,36 +204,38 @@ def test_a_first_start_on_a_disk_that_takes_nothing_is_refused_by_name(
     assert "Traceback" not in done.stderr
 
 
-FLOOD = ("import os, sys, time", "time.sleep(float(sys.argv[1]))", "line = b'y' * 63 + b'\\n'") + (
-    "for _ in range(64): os.write(1, line * 1024)",
+FLOOD = (
+    "import os, sys, time",
+    "while not os.path.exists(sys.argv[1]): time.sleep(0.02)",
+    "for _ in range(64): os.write(1, (b'y' * 63 + b'\\n') * 1024)",
     "os.write(1, b'the last line\\n')",
     "time.sleep(600)",
 )
 
 
 def test_a_log_that_grew_while_no_agentd_was_there_is_cut_by_the_next_which_says_so(tmp_path: Path) -> None:
-    script = write_script(tmp_path / "flood.py", *FLOOD)
+    flood = tmp_path / "flood"
     with contextlib.ExitStack() as stack:
         node = stack.enter_context(agentd(tmp_path, "a", "--logs-cap", "1MiB"))
-        done = agentctl(
-            "run", "--detach", "--nodes", node.target, "--run-id", "job", "--python", sys.executable,
-            str(script), "1",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        log = wait_until(lambda: next(node.state_dir.glob("runs/job/*/*/round_1/0/stdout.log"), None), 20)
-        assert log is not None
+        caller = stack.enter_context(Caller(node))
+        caller.begin(program=(sys.executable, "-S", "-c", "\n".join(FLOOD), str(flood)))
+        caller.running(1)
         node.kill()
-        wait_until(lambda: log.stat().st_size > 4 << 20, PATIENCE_S)
+        flood.touch()
+        logs = list(node.state_dir.glob("runs/job/*/*/round_1/*/stdout.log"))
+        assert len(logs) == 2
+        wait_until(lambda: all(log.stat().st_size > 4 << 20 for log in logs), PATIENCE_S)
         node = stack.enter_context(agentd(tmp_path, "a", "--logs-cap", "1MiB", listen=node.target))
-        wait_until(lambda: log.stat().st_blocks * 512 <= 1 << 20, PATIENCE_S)
-        shown = agentctl("logs", "job", "--nodes", node.target)
+        wait_until(lambda: all(log.stat().st_blocks * 512 <= 1 << 20 for log in logs), PATIENCE_S)
+        shown = agentctl("logs", "job", "--ranks", "1", "--nodes", node.target)
+        assert "[default 1] stdout of round 1:" in shown.stderr
         assert "of the oldest part were removed (logs.cap)" in shown.stderr
-        assert shown.stdout.endswith("[default 0]: the last line\n")
+        assert shown.stdout.endswith("[default 1]: the last line\n")
         assert "\0" not in shown.stdout
-        assert 0 < len(shown.stdout.splitlines()) <= (1 << 20) // 64
+        assert 1 < len(shown.stdout.splitlines()) <= (1 << 20) // 64
         told = agentctl("status", "job", "--nodes", node.target).stdout
-        assert "LOGS_CUT: the oldest output of ranks 0 was removed" in told
-        agentctl("stop", "job", "--wait", "--nodes", node.target)
+        assert "LOGS_CUT: the oldest output of ranks 0, 1 was removed" in told
+        caller.stop()
         assert node.stop() == 0
 
 
