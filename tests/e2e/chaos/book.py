@@ -22,10 +22,20 @@ class Book:
     """What each node shows."""
     standing: dict[str, Standing] = field(default_factory=dict)
     results: Results = field(default_factory=Results)
+    forgetful: set[str] = field(default_factory=set)
+    """Runs whose hub died before it could write down what it had announced: it may announce it once more."""
 
     def begin(self, job: Job, incarnation: int) -> None:
         self.jobs[job.run_id] = job
         self.incarnations[job.run_id] = incarnation
+
+    def forget(self, node: str) -> None:
+        """The agentd of a node died while its disk took nothing."""
+        for run_id, job in self.jobs.items():
+            if job.hub == node and (node, run_id, self.incarnations[run_id]) not in self.results.shown:
+                self.forgetful.add(run_id)
+                self.by_hub.pop(run_id, None)
+                self.standing.pop(run_id, None)
 
     def phase(self, run_id: str) -> Phase | None:
         """By its hub."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from tests.e2e.chaos.observe import Role, Seen, send
 from tests.e2e.chaos.plan import Fault, Kind
-from tests.e2e.chaos.world import STOP_S, Place, Undo, World
+from tests.e2e.chaos.world import CATCH_UP_S, STOP_S, Place, Undo, World
 
 FILLER = "filler"
 
@@ -125,10 +127,12 @@ async def _fill_disk(world: World, fault: Fault) -> Undo | None:
     filler = place.seen_state / FILLER
     if filler.exists():
         return None
+    place.disk_bad_until = math.inf
     await asyncio.to_thread(_fill, str(filler))
 
     async def clear() -> None:
         filler.unlink()
+        place.disk_bad_until = time.monotonic() + CATCH_UP_S
 
     return _ill(place, fault, clear)
 

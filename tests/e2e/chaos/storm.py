@@ -213,11 +213,15 @@ class _Storm:
         while not self._outcome.violations:
             with contextlib.suppress(AgentError):
                 well = not place.ailments
+                if place.forgot:
+                    place.forgot = False
+                    self._book.forget(name)
+                lasting = time.monotonic() > place.disk_bad_until
                 runs = await place.client.list_runs(include_ended=True)
                 now = time.monotonic()
                 if well:
                     place.answered(now)
-                self._wrong(self._book.see(name, runs, now, lasting=well))
+                self._wrong(self._book.see(name, runs, now, lasting=lasting))
                 self._asked_at[name] = now
             await asyncio.sleep(ASK_S)
 
@@ -246,8 +250,9 @@ class _Storm:
             events = await self._history(run_id)
             phase, reason = (last.phase, last.reason) if last else (None, "")
             self._wrong(invariants.explained(job, phase, reason, events, seen))
-            self._wrong(invariants.ranks(job, seen))
-            self._wrong(invariants.restarts(job, seen))
+            if run_id not in self._book.forgetful:
+                self._wrong(invariants.ranks(job, seen))
+                self._wrong(invariants.restarts(job, seen))
             self._outcome.phases[str(phase)] += 1
             self._outcome.rounds += last.round if last else 0
         for place in self._world.places.values():

@@ -21,6 +21,8 @@ from tests.support.netns import Network, network
 CALL_S = 2.0
 START_S = 40.0
 STOP_S = 60.0
+CATCH_UP_S = 4.0
+"""A journal has written what waited so long after its disk is well."""
 DISK = "20m"
 RETENTION = "8MiB"
 PORT = 7460
@@ -44,6 +46,10 @@ class Place:
     frozen: bool = False
     unplugged: bool = False
     cut_from: set[str] = field(default_factory=set)
+    disk_bad_until: float = 0.0
+    """Until then the journal may lack what was announced."""
+    forgot: bool = False
+    """Its agentd was killed while that was so."""
     ailments: set[int] = field(default_factory=set)
     """Numbers of the faults that keep it from its work, or from others."""
     well_since: float | None = None
@@ -136,6 +142,7 @@ class World:
     def kill(self, place: Place) -> None:
         """SIGKILL, and it is gone."""
         if place.process is not None:
+            place.forgot = place.forgot or time.monotonic() < place.disk_bad_until
             place.process.kill()
             place.process.wait(STOP_S)
 
