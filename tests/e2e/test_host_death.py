@@ -127,8 +127,8 @@ def test_nothing_outlives_a_killed_host_and_its_group_is_hosted_again(
 
 
 @needs_cgroups
-def test_the_next_agentd_finds_the_cgroup_of_a_host_that_died_meanwhile(tmp_path: Path) -> None:
-    folder = tmp_path / "out"
+def test_the_next_agentd_and_reap_find_the_cgroups_of_hosts_that_died_meanwhile(tmp_path: Path) -> None:
+    folder, last = tmp_path / "out", tmp_path / "last"
     with fleet(tmp_path, "a") as nodes:
         first = begin(nodes, folder, "--max-restarts", "1")
         host, place = host_of(nodes), cgroup_of(first[0])
@@ -140,32 +140,28 @@ def test_the_next_agentd_finds_the_cgroup_of_a_host_that_died_meanwhile(tmp_path
         assert all_gone(first), "also what no session and no parent tied to the group"
         assert not place.exists()
 
+        # An adopted group stays in its cgroup, and ends with it.
         host, place = host_of(nodes), cgroup_of(second[0])
         nodes["a"].kill()
         nodes.again("a")
         wait_until(lambda: host_of(nodes) == host, PATIENCE_S)
-        assert cgroup_of(second[3]) == place, "an adopted group stays where it is"
+        assert cgroup_of(second[3]) == place
         os.kill(host, signal.SIGKILL)
         wait_until(lambda: nodes.phase("r") == "PHASE_FAILED", PATIENCE_S)
         assert all_gone(second)
         assert not place.exists()
 
-
-@needs_cgroups
-def test_reap_ends_what_is_in_the_cgroups_of_a_dead_agentd(tmp_path: Path) -> None:
-    folder = tmp_path / "out"
-    with fleet(tmp_path, "a") as nodes:
-        first = begin(nodes, folder)
-        host, place = host_of(nodes), cgroup_of(first[0])
+        third = begin(nodes, last, run_id="last")
+        host, place = host_of(nodes, "last"), cgroup_of(third[0])
         nodes["a"].kill()
         os.kill(host, signal.SIGKILL)
-        wait_until(lambda: is_gone(first[0]), PATIENCE_S)
-        assert not is_gone(first[3])
+        wait_until(lambda: is_gone(third[0]), PATIENCE_S)
+        assert not is_gone(third[3])
         reap = [str(BIN / "agentd"), "reap", "--state-dir", str(nodes["a"].state_dir)]
         done = subprocess.run(reap, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         assert done.returncode == 0, done.stderr
-        assert str(first[3]) in done.stdout
-        assert all_gone(first)
+        assert str(third[3]) in done.stdout
+        assert all_gone(third)
         assert not place.exists()
 
 
