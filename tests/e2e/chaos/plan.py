@@ -55,6 +55,10 @@ KINDS: Mapping[Kind, Weight] = {
 }
 
 
+OF_PROCESSES = frozenset({Kind.WORKER_KILL, Kind.WORKER_FREEZE, Kind.HOST_KILL, Kind.HOST_FREEZE})
+"""Faults that leave the node as a whole well."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One thing that goes wrong."""

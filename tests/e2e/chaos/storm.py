@@ -22,7 +22,7 @@ from tests.e2e.chaos.book import Book
 from tests.e2e.chaos.faults import strike
 from tests.e2e.chaos.load import GRACE_S, Caller
 from tests.e2e.chaos.observe import BYSTANDER, Acting, acting, witnesses
-from tests.e2e.chaos.plan import KINDS, Fault, Kind, faults, jobs
+from tests.e2e.chaos.plan import KINDS, OF_PROCESSES, Fault, Kind, faults, jobs
 from tests.e2e.chaos.world import Undo, World, world
 from tests.support import leaks
 
@@ -31,6 +31,8 @@ LOOK_S = 0.1
 ASK_S = 1.0
 SETTLE_S = 6.0
 """What a node in contact may take to learn of the end of a run or round, on a slow and busy machine."""
+MOST_ILL = 2
+"""Nodes that may be ill when another is struck: the rest gets runs on, so that there is something to break."""
 CALM_S = 60.0
 IDLE_CONNECTIONS = 12
 PROGRAM = Path(__file__).parent / "worker.sh"
@@ -45,7 +47,7 @@ class Wish:
     """Ends after so many, or never if that is 0."""
     seconds: float = 0.0
     """Ends after so long, if that is not 0."""
-    rate: float = 4.5
+    rate: float = 6.0
     """Faults a second."""
     runs: int = 8
     """At once."""
@@ -144,6 +146,8 @@ class _Storm:
         return many or (bool(wish.seconds) and fault.at > wish.seconds)
 
     async def _strike(self, fault: Fault) -> None:
+        if fault.kind not in OF_PROCESSES and self._world.ill() >= MOST_ILL:
+            return
         undo = await strike(self._world, fault)
         if undo is None:
             return

@@ -105,6 +105,10 @@ class World:
         self.look = self.observer.look(time.monotonic())
         return self.look
 
+    def ill(self) -> int:
+        """How many nodes something is the matter with, or have not answered since."""
+        return sum(place.well_since is None for place in self.places.values())
+
     def launch(self, place: Place) -> None:
         """Begin the node's agentd; `ready` tells when it serves."""
         assert not place.up
