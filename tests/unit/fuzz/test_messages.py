@@ -16,6 +16,7 @@ from agentd.api import convert, errwire, historywire
 from agentd.api.errors import AgentError, RunConflict
 from agentd.core.specs import differing_fields, validate
 from agentd.groups.admission import Machine, plan_node
+from agentd.groups.logcursor import Selection, WorkerLog
 from agentd.hub import codec
 from agentd.v1 import agent_service_pb2 as service
 from agentd.v1 import rendezvous_service_pb2 as rendezvous
@@ -170,6 +171,36 @@ def test_what_a_hub_says_to_a_node_is_understood_or_refused(message: rendezvous.
 def test_bytes_that_nearly_are_a_spec_are_one_or_none(content: bytes) -> None:
     with contextlib.suppress(AgentError, DecodeError):
         validate(convert.run_spec_from_message(run.RunSpec.FromString(content)))
+
+
+LOGS = [WorkerLog(role="default", round=round_, local_rank=0, rank=0, directory="/x") for round_ in (1, 2)]
+
+
+@examples(50)
+@given(message=messages(service.LogsRequest, 2))
+def test_a_wish_for_logs_is_understood_or_refused(message: service.LogsRequest) -> None:
+    with contextlib.suppress(AgentError):
+        selection = Selection.begin(convert.logs_request_from_message(message), LOGS)
+        for log, stream in selection.of(LOGS):
+            at = selection.resumed_at(log, stream)
+            assert at is None or at >= 0
+
+
+@examples(35)
+@given(
+    stop=messages(service.StopRequest, 2),
+    drain=messages(service.DrainRequest, 2),
+    run_=messages(service.RunRequest, 3),
+)
+def test_other_wishes_are_understood_or_refused(
+    stop: service.StopRequest, drain: service.DrainRequest, run_: service.RunRequest
+) -> None:
+    with contextlib.suppress(AgentError):
+        convert.stop_request_from_message(stop)
+    with contextlib.suppress(AgentError):
+        convert.drain_request_from_message(drain)
+    with contextlib.suppress(AgentError):
+        convert.run_request_from_message(run_)
 
 
 class Failure:

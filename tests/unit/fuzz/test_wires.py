@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -66,15 +67,18 @@ mounts = st.sampled_from(
         "- cgroup2 x",
     ]
 )
+places = st.sampled_from(["0::/", "0::", "0::/../..", "0::/a b", "1:name=x:/", "0::\0"])
 
 
 @examples(25)
-@given(lines=st.lists(mounts | text, max_size=3))
-@example(lines=["30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw"])
-def test_the_cgroup_of_a_process_is_a_folder_or_none(lines: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        mountinfo = Path(folder, "mountinfo")
-        mountinfo.write_text("\n".join(lines), encoding="utf-8")
-        for pid in ("self", 2**22 + 1):  # the second is no process
-            found = cgroups.folder_of(pid, str(mountinfo))
-            assert found is None or found.is_dir()
+@given(mounted=st.lists(mounts | text, max_size=3), own=st.lists(places | text, max_size=2))
+@example(mounted=["30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw"], own=[])
+def test_the_cgroup_of_a_process_is_a_folder_or_none(mounted: list[str], own: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        process = Path(folder, "self")
+        process.mkdir()
+        (process / "mountinfo").write_text("\n".join(mounted), encoding="utf-8")
+        (process / "cgroup").write_text("\n".join(own), encoding="utf-8")
+        patch.setattr(cgroups, "PROC", folder)
+        found = cgroups.folder_of("self")
+        assert found is None or found.is_dir()
