@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,41 @@ def test_a_run_grows_shrinks_and_ends_well(tmp_path: Path) -> None:
             assert status["membership_changes"] >= 4
             end.touch()
             assert run.wait() == 0, run.err
+
+
+def test_a_node_whose_agent_fails_again_and_again_leaves_and_the_run_goes_on(tmp_path: Path) -> None:
+    script = write_script(tmp_path / "wait.py", *UNTIL_TOLD)
+    end = tmp_path / "end"
+    with fleet(tmp_path, "a", "b") as nodes:
+        command = [
+            "run",
+            "--detach",
+            "--nodes",
+            nodes.targets("a", "b"),
+            "--nnodes",
+            "1:2",
+            "--run-id",
+            "sick",
+        ]
+        started = agentctl(*command, "--max-restarts", "5", str(script), str(end))
+        assert started.returncode == 0, started.stderr
+        wait_until(lambda: running(nodes, "sick", "a", "b", at="a"), 30)
+        # No host of b can write its reports any more, so that none lives for long.
+        (reports,) = (nodes["b"].state_dir / "runs").rglob("host.jsonl")
+        reports.unlink()
+        reports.mkdir()
+        (group,) = [g for n in nodes.status("sick", "b")["nodes"] if n["node_id"] == "b" for g in n["groups"]]
+        os.kill(int(group["host_pid"]), signal.SIGKILL)
+        wait_until(lambda: running(nodes, "sick", "a", at="a"), 30)
+        wait_until(lambda: "hosts in a row were lost" in _reason(nodes, "sick", "b"), 30)
+        assert nodes.phase("sick", "a") == "PHASE_RUNNING"
+        end.touch()
+        assert agentctl("wait", "sick", "--nodes", nodes["a"].target).returncode == 0
+
+
+def _reason(nodes: Fleet, run_id: str, name: str) -> str:
+    found = nodes.status(run_id, *nodes.nodes)["nodes"]
+    return str(next((node["reason"] for node in found if node["node_id"] == name), ""))
 
 
 def test_losing_more_than_the_minimum_stops_the_rest_and_waits(tmp_path: Path) -> None:
