@@ -31,8 +31,8 @@ LOOK_S = 0.1
 ASK_S = 1.0
 SETTLE_S = 6.0
 """What a node in contact may take to learn of the end of a run or round, on a slow and busy machine."""
-MOST_ILL = 2
-"""Nodes that may be ill when another is struck: the rest gets runs on, so that there is something to break."""
+MOST_ILL = 3
+"""Nodes that may be ill when another is struck: the rest gets runs on, and so something to break."""
 CALM_S = 60.0
 IDLE_CONNECTIONS = 12
 PROGRAM = Path(__file__).parent / "worker.sh"
