@@ -12,7 +12,7 @@ from agentd.api.types import Drain, DrainReport, DrainRequest, NodeInfo
 from agentd.v1 import agent_service_pb2 as service
 from agentd_client import calls, wire
 from agentd_client.nodes import Node
-from agentd_client.plan import Call, Emit, Plan, call_all, clock, receive
+from agentd_client.plan import Call, Emit, Pause, Plan, call_all, clock
 from agentd_client.report import NodeBack, NodeProblem, PerNode
 from agentd_client.retry import call_one
 
@@ -116,7 +116,7 @@ def follow_drain(nodes: Sequence[Node], timeout_s: float, patience_s: float) -> 
             left.append(followed)
         open_ = left
         if open_:
-            yield from receive(LOOK_S)
+            yield Pause(LOOK_S)
     return PerNode(answers=answers, problems=problems)
 
 
