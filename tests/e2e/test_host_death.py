@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from agentd.api.types import Phase, RunStatus
 from agentd.procs import cgroups
+from agentd_client import AgentClient
 from tests.support.fleet import BIN, Fleet, agentctl, agentd, fleet, is_gone, write_script
 from tests.support.waiting import wait_until
 
@@ -63,9 +65,15 @@ def pids(folder: Path, life: int) -> list[int]:
     return [int(pid) for pid in file.read_text().split()]
 
 
+def status(nodes: Fleet, run_id: str = "r") -> RunStatus:
+    with AgentClient(nodes["a"].target) as client:
+        return client.status(run_id)
+
+
 def host_of(nodes: Fleet, run_id: str = "r") -> int:
-    (node,) = nodes.status(run_id)["nodes"]
-    return int(node["groups"][0].get("host_pid", 0))
+    pid = status(nodes, run_id).nodes[0].groups[0].host_pid
+    assert pid > 1, "there is no host now"
+    return pid
 
 
 def all_gone(processes: list[int]) -> bool:
@@ -109,15 +117,14 @@ def test_nothing_outlives_a_killed_host_and_its_group_is_hosted_again(
         os.kill(host, signal.SIGKILL)
         wait_until(lambda: all_gone(first), PATIENCE_S)
         second = pids(folder, 1)
-        assert nodes.status("r")["restart_count"] == 1
+        assert status(nodes).restart_count == 1
         assert not place.exists(), "the dead host's cgroup is removed"
         assert not any(is_gone(pid) for pid in beside)
 
         os.kill(host_of(nodes), signal.SIGKILL)
-        wait_until(lambda: nodes.phase("r") == "PHASE_FAILED", PATIENCE_S)
+        wait_until(lambda: status(nodes).phase is Phase.FAILED, PATIENCE_S)
         assert all_gone(second)
-        shown = nodes.status("r")
-        assert "host was lost" in str(shown["nodes"][0]), shown
+        assert "host was lost" in str(status(nodes).nodes[0])
         assert stranger.poll() is None
         assert not any(is_gone(pid) for pid in beside)
         place = cgroup_of(beside[0])
@@ -144,10 +151,10 @@ def test_the_next_agentd_and_reap_find_the_cgroups_of_hosts_that_died_meanwhile(
         host, place = host_of(nodes), cgroup_of(second[0])
         nodes["a"].kill()
         nodes.again("a")
-        wait_until(lambda: host_of(nodes) == host, PATIENCE_S)
+        assert host_of(nodes) == host
         assert cgroup_of(second[3]) == place
         os.kill(host, signal.SIGKILL)
-        wait_until(lambda: nodes.phase("r") == "PHASE_FAILED", PATIENCE_S)
+        wait_until(lambda: status(nodes).phase is Phase.FAILED, PATIENCE_S)
         assert all_gone(second)
         assert not place.exists()
 
@@ -180,7 +187,7 @@ def test_without_cgroups_all_but_a_daemon_die_with_their_host(
             os.kill(host_of(nodes), signal.SIGKILL)
             wait_until(lambda: all_gone(first[:3]), PATIENCE_S)
             pids(folder, 1)
-            assert nodes.status("r")["restart_count"] == 1
+            assert status(nodes).restart_count == 1
             assert stranger.poll() is None
         finally:
             os.kill(first[3], signal.SIGKILL)

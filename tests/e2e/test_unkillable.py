@@ -6,15 +6,15 @@ It sits in a frozen version 1 cgroup, in which the kernel keeps even SIGKILL wai
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from agentd.api.types import NodeInfo, NodeStatus, Phase, RunStatus
+from agentd_client import AgentClient
 from tests.support.fleet import Fleet, agentctl, fleet, is_gone, write_script
 from tests.support.waiting import wait_until
 
@@ -100,23 +100,28 @@ def worker(folder: Path, run_id: str, name: str, round_: int = 1) -> int:
     return int(file.read_text())
 
 
-def node(nodes: Fleet, name: str) -> dict[str, Any]:
+def node(nodes: Fleet, name: str) -> NodeInfo:
     """What GetNode says."""
-    done = agentctl("nodes", "--nodes", nodes.targets(name), "-o", "json")
-    assert done.returncode == 0, done.stderr
-    (found,) = json.loads(done.stdout)["nodes"]
-    return dict(found)
+    with AgentClient(nodes[name].target) as client:
+        return client.get_node()
 
 
 def is_ready(nodes: Fleet, name: str) -> bool:
     """What a load balancer sees."""
-    return agentctl("health", "--service", "agentd.v1.AgentService", nodes.targets(name)).returncode == 0
+    with AgentClient(nodes[name].target) as client:
+        return client.health("agentd.v1.AgentService") == "SERVING"
 
 
-def part(nodes: Fleet, run_id: str, name: str) -> dict[str, Any]:
+def status(nodes: Fleet, run_id: str, name: str) -> RunStatus:
+    """The run as a node knows it."""
+    with AgentClient(nodes[name].target) as client:
+        return client.status(run_id)
+
+
+def part(nodes: Fleet, run_id: str, name: str) -> NodeStatus:
     """A node's part of a run, as the node itself knows it."""
-    (found,) = [each for each in nodes.status(run_id, name)["nodes"] if each["node_id"] == name]
-    return dict(found)
+    (found,) = [each for each in status(nodes, run_id, name).nodes if each.node_id == name]
+    return found
 
 
 def test_an_unkillable_worker_costs_its_own_place_and_nothing_else(tmp_path: Path, ice: Ice) -> None:
@@ -132,16 +137,15 @@ def test_an_unkillable_worker_costs_its_own_place_and_nothing_else(tmp_path: Pat
         began = time.monotonic()
         second = worker(folder, "r", "a", 2)
         assert time.monotonic() - began < GRACE_S + VERDICT_S + NOISE_S
-        wait_until(lambda: part(nodes, "r", "b")["phase"] == "PHASE_LOST", PATIENCE_S)
+        wait_until(lambda: part(nodes, "r", "b").phase is Phase.LOST, PATIENCE_S)
         lost = part(nodes, "r", "b")
         assert f"SIGKILL did not end {frozen} (" in str(lost), lost
         assert "where is unknown" not in str(lost), "the kernel's wait channel is told"
         assert not (folder / "r-b-2").exists(), "nothing starts where something cannot be ended"
-        assert nodes.status("r", "a")["phase"] == "PHASE_RUNNING", "the others have formed a round without it"
+        assert status(nodes, "r", "a").phase is Phase.RUNNING, "the others have formed a round without it"
 
         shown = node(nodes, "b")
-        assert "UNKILLABLE" in shown.get("conditions", []), shown
-        assert str(frozen) in str(shown["condition_details"]), shown
+        assert str(frozen) in shown.condition_details["UNKILLABLE"], shown
         assert not is_ready(nodes, "b")
         assert is_ready(nodes, "a")
 
@@ -150,19 +154,19 @@ def test_an_unkillable_worker_costs_its_own_place_and_nothing_else(tmp_path: Pat
         began = time.monotonic()
         nodes.again("b")
         assert time.monotonic() - began < GRACE_S + VERDICT_S + NOISE_S
-        assert "UNKILLABLE" in node(nodes, "b")["conditions"]
+        assert "UNKILLABLE" in node(nodes, "b").conditions
         assert not is_ready(nodes, "b")
         assert not is_gone(frozen)
 
         # All else goes on there.
-        wait_until(lambda: len(nodes.workers("beside")) == 1, PATIENCE_S)
+        wait_until(lambda: status(nodes, "beside", "b").phase is Phase.RUNNING, PATIENCE_S)
         assert agentctl("stop", "beside", "--wait", "--nodes", nodes.targets("b")).returncode == 0
-        assert nodes.phase("beside", "b") == "PHASE_STOPPED"
+        assert status(nodes, "beside", "b").phase is Phase.STOPPED
 
         ice.thaw()
         wait_until(lambda: is_gone(frozen), PATIENCE_S)
         wait_until(lambda: is_ready(nodes, "b"), PATIENCE_S)
-        assert not node(nodes, "b").get("conditions")
+        assert not node(nodes, "b").conditions
         begin(nodes, folder, "after", names=("b",))
         assert agentctl("stop", "r", "--wait", "--nodes", nodes.targets()).returncode == 0
         assert is_gone(second)
@@ -180,11 +184,11 @@ def test_a_stop_of_an_unkillable_worker_is_bounded_also_when_agentd_dies_meanwhi
         assert agentctl("stop", "r", "--nodes", nodes.targets()).returncode == 0
         nodes["a"].kill()
         nodes.again("a")
-        wait_until(lambda: nodes.phase("r") in ("PHASE_LOST", "PHASE_STOPPED"), PATIENCE_S)
+        wait_until(lambda: status(nodes, "r", "a").phase in (Phase.LOST, Phase.STOPPED), PATIENCE_S)
         assert time.monotonic() - began < GRACE_S + VERDICT_S + NOISE_S
-        assert "UNKILLABLE" in part(nodes, "r", "a")["reason"], part(nodes, "r", "a")
+        assert "UNKILLABLE" in part(nodes, "r", "a").reason
         assert not is_gone(frozen)
-        wait_until(lambda: "UNKILLABLE" in node(nodes, "a").get("conditions", []), PATIENCE_S)
+        wait_until(lambda: "UNKILLABLE" in node(nodes, "a").conditions, PATIENCE_S)
         ice.thaw()
         wait_until(lambda: is_gone(frozen), PATIENCE_S)
         wait_until(lambda: is_ready(nodes, "a"), PATIENCE_S)

@@ -37,7 +37,9 @@ def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def host_of(status: RunStatus) -> int:
-    return status.nodes[0].groups[0].host_pid
+    pid = status.nodes[0].groups[0].host_pid
+    assert pid > 1, "there is no host now"
+    return pid
 
 
 def worker_of(status: RunStatus) -> int:
