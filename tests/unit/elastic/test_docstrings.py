@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import agentd.procs.spare  # noqa: F401 - keeps a descriptor from its import on, which is no test's
 from tests.support import compatibility
 from tools import apidoc
 from tools.apisource import PUBLIC, ApiError, Source, says_something, undocumented
