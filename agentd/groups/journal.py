@@ -99,7 +99,8 @@ class Journal:
     @property
     def problems(self) -> Mapping[str, str]:
         """What degrades the journal: by the name of the condition, for people."""
-        behind = {BEHIND: self._queue.problem or "the disk is slow"} if self.conditions else {}
+        begun = "" if self._introduced else "; agentd began with what it could read"
+        behind = {BEHIND: f"{self._queue.problem or 'the disk is slow'}{begun}"} if self.conditions else {}
         lost = "; ".join(self.damage)
         return {**behind, DAMAGED: f"could not be read: {lost}"} if lost else behind
 
@@ -198,7 +199,7 @@ class Journal:
             raise problem from None
         facts = {"path": str(self._path), "problem": str(problem)}
         _log.error("the journal takes no write; agentd begins with what it says", extra=facts)
-        self._queue.problem = f"{problem}; agentd began with what it could read"
+        self._queue.problem = str(problem)
 
     def _open(self) -> sqlite3.Connection:
         found: Opened = open_database(self._path, time.time())

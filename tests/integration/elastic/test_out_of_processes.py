@@ -1,4 +1,4 @@
-"""Workers that the kernel refuses are tried again; one that it goes on to refuse is a failure with a cause."""
+"""Workers that the kernel refuses are tried again; one that it still refuses is a failure with a cause."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agentd.api.errors import LimitExceeded
 from agentd.api.types import LogChunk, LogGap, LogPosition, LogsRequest, LogStream, RunStatus, StreamEnd
 from agentd.core.conditions import Condition
 from agentd.groups import logcap
@@ -214,6 +215,29 @@ async def test_without_holes_the_file_is_emptied_and_a_follower_goes_on_at_its_n
 
 def _size(found: LogChunk | LogGap) -> int:
     return len(found.data) if isinstance(found, LogChunk) else found.size
+
+
+@pytest.mark.asyncio
+async def test_a_reader_without_a_descriptor_waits_for_one_and_misses_nothing(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.append(lines(0, 100))
+    refused, real = [3], os.open
+
+    def scarce(path: str, *arguments: int) -> int:
+        if path == str(source.file) and refused[0]:
+            refused[0] -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", scarce)
+    monkeypatch.setattr("agentd.groups.logs.SHORTAGE_PAUSE_S", 0.01)
+    data = b"".join(each.data for each in await source.read() if isinstance(each, LogChunk))
+    assert (refused, data) == ([0], lines(0, 100))
+    monkeypatch.setattr("agentd.groups.logs.SHORTAGE_S", 0.05)
+    refused[0] = 1 << 30
+    with pytest.raises(LimitExceeded, match="Too many open files"):
+        await source.read()
 
 
 class Registry:

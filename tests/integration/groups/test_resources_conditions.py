@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from agentd.api.errors import NodeDegraded
 from agentd.core.conditions import Condition, DiskFacts, of_disk
+from agentd.daemon import resources
 from agentd.daemon.resources import ResourceWatch
 from agentd.groups.conditions import Conditions
 from tests.support.noding import one_node, run_spec
@@ -56,12 +58,13 @@ def test_a_condition_keeps_the_time_since_when_it_stands() -> None:
     clock[0] = 3600.0
     book.put(Condition.CANNOT_FORK, "no more")
     assert book.details == {"CANNOT_FORK": "no more (since 1970-01-01 00:00:00 UTC)"}
+    readiness = [book.ready]
     assert len(told) == 1
-    assert not book.ready
     book.put(Condition.CANNOT_FORK, "")
+    readiness.append(book.ready)
     assert book.details == {}
-    assert book.ready
     assert len(told) == 2
+    assert readiness == [False, True]
 
 
 @pytest.mark.asyncio
@@ -73,6 +76,46 @@ async def test_a_state_directory_that_is_gone_is_named_and_its_return_too(tmp_pa
     folder.mkdir()
     await watch.step()
     assert Condition.STATE_DISK_UNUSABLE.value not in book.details
+
+
+@pytest.mark.asyncio
+async def test_a_refused_process_is_forgiven_when_nobody_tries_and_threads_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, can_start = Conditions(), [False]
+    watch = ResourceWatch(str(tmp_path), book)
+    monkeypatch.setattr(resources, "FORGIVEN_AFTER_S", 0.0)
+    monkeypatch.setattr(resources, "can_start_thread", lambda: can_start[0])
+    book.put(Condition.CANNOT_FORK, "no more")
+    await watch.step()
+    assert Condition.CANNOT_FORK.value in book.details
+    can_start[0] = True
+    await watch.step()
+    assert Condition.CANNOT_FORK.value not in book.details
+
+
+@pytest.mark.asyncio
+async def test_a_disk_that_does_not_answer_is_slow_and_asked_once_until_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, asked, answers = Conditions(), [0], threading.Event()
+    watch = ResourceWatch(str(tmp_path), book)
+
+    def hang(_directory: str) -> DiskFacts:
+        asked[0] += 1
+        answers.wait(30)
+        return ROOMY
+
+    monkeypatch.setattr(resources, "PATIENCE", 0.05)
+    monkeypatch.setattr(resources, "disk_facts", hang)
+    for _ in range(3):
+        await watch.step()
+    assert asked == [1]
+    assert Condition.STATE_DISK_SLOW.value in book.details
+    answers.set()
+    monkeypatch.setattr(resources, "PATIENCE", 10.0)
+    await watch.step()
+    assert book.details == {}
 
 
 @pytest.mark.asyncio

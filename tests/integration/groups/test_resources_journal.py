@@ -81,6 +81,7 @@ async def test_it_knows_all_that_was_committed_and_writes_what_waited_when_it_ca
         assert not await journal.write(row(3))
         with pytest.raises(JournalUnavailable):
             await journal.require(row(4))
+        assert "agentd began with what it could read" in journal.problems[BEHIND]
         disk.full = False
         await wait_until_async(lambda: not journal.conditions, 20)
         assert await journal.write(row(5))
