@@ -125,7 +125,6 @@ def test_what_has_no_lease_cannot_be_kept(make_fleet: Make) -> None:
 def test_a_keeper_renews_while_its_block_runs() -> None:
     lease = RunSpec(run_id="r", roles=SPEC.roles, controller_lease=0.06)
     with FakeFleet(1) as fakes, Fleet(fakes.targets) as fleet:
-        threads = threading.active_count()
         with fleet.run(lease).keep_lease() as keeper:
             assert keeper.lease is not None
             first = keeper.lease.until

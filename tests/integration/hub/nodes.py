@@ -8,7 +8,16 @@ from contextlib import suppress
 from typing import Any
 
 from agentd.api.errors import AgentError, HubUnreachable, Unreachable
-from agentd.api.types import Command, Failure, Phase, RendezvousSpec, RoleSpec, RunSpec, RunStatus
+from agentd.api.types import (
+    Command,
+    ControllerLease,
+    Failure,
+    Phase,
+    RendezvousSpec,
+    RoleSpec,
+    RunSpec,
+    RunStatus,
+)
 from agentd.core.contact import Contact
 from agentd.hub.hub import Described, Hub
 from agentd.hub.links import HubLink, HubStream, LocalHubLink
@@ -93,6 +102,9 @@ class CuttableLink:
 
     async def terminate(self, run_id: str, incarnation: int, grace: float | None, reason: str) -> RunStatus:
         return await self._link.terminate(run_id, incarnation, grace, reason)
+
+    async def renew_lease(self, run_id: str, incarnation: int) -> ControllerLease:
+        return await self._link.renew_lease(run_id, incarnation)
 
 
 class Node:
