@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from agentd.api.types import Phase
+from agentd.api.types import Phase, RunStatus
 from agentd.groups.journal import open_for_reading
 from agentd.procs import cgroups
 from tests.support.fleet import write_script
@@ -70,14 +69,13 @@ def begin(machine: Machine, workers: Workers, run_id: str, size: int) -> None:
     wait_until(lambda: len(workers.starts()) == before + size, PATIENCE_S)
 
 
-def status(machine: Machine, run_id: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(machine.agentctl("status", run_id, "-o", "json").stdout)
-    return found
+def status(machine: Machine, run_id: str) -> RunStatus:
+    with machine.client() as client:
+        return client.status(run_id)
 
 
-def pids(shown: dict[str, Any]) -> list[int]:
-    groups = shown["nodes"][0]["groups"]
-    return [int(worker["pid"]) for group in groups for worker in group["workers"]]
+def pids(shown: RunStatus) -> list[int]:
+    return [worker.pid for worker in shown.nodes[0].groups[0].workers]
 
 
 def next_agentd(machine: Machine, former: str) -> str:
@@ -105,7 +103,7 @@ def test_workers_outlive_what_systemd_does_to_agentd_and_end_in_order_with_the_m
             workers.beat(*both)
             assert workers.starts() == began
             shown = status(machine, "train")
-            assert (pids(shown), shown.get("restart_count", 0)) == (known, 0)
+            assert (pids(shown), shown.restart_count) == (known, 0)
 
         # Delegate=yes: agentd has made a cgroup for each group below its own.
         placed = machine.run("cat", f"/proc/{known[0]}/cgroup").stdout
@@ -133,10 +131,11 @@ def test_workers_outlive_what_systemd_does_to_agentd_and_end_in_order_with_the_m
 
         # The kernel kills one worker for want of memory: its own failure, and nobody else's.
         (workers.folder / "eat-eater-0").touch()
-        wait_until(lambda: status(machine, "eater")["phase"] == "PHASE_FAILED", PATIENCE_S)
-        failure = status(machine, "eater")["first_failure"]
-        assert failure["signal"] == 9, failure
-        assert "OOM killer" in failure["message"], failure
+        wait_until(lambda: status(machine, "eater").phase is Phase.FAILED, PATIENCE_S)
+        failure = status(machine, "eater").first_failure
+        assert failure is not None
+        assert failure.signal == signal.SIGKILL
+        assert "OOM killer" in failure.message
         assert machine.show("MainPID") == fourth
         assert machine.show("ActiveState") == "active"
         unharmed()

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from agentd.procs import cgroups
+from agentd_client import AgentClient
 from tests.support.fleet import BIN, CALL_S, is_gone
 from tests.support.waiting import wait_until
 
@@ -99,6 +100,10 @@ class Machine:
     def agentctl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """The real command line, in there."""
         return self.run(str(BIN / "agentctl"), *arguments, check=check)
+
+    def client(self) -> AgentClient:
+        """A client of its agentd, from out here."""
+        return AgentClient(f"unix:/proc/{self.init}/root/run/agentd/agentd.sock")
 
     @property
     def log(self) -> str:
