@@ -55,6 +55,7 @@ STOP_MARGIN = defaults.KILL_WAIT + 1.0
 A stuck host must be ended before its hub gives the group up, a lease after that verdict: else workers of two
 rounds live at once.
 """
+STOPPED_MEANWHILE = "the round was stopped before its start was known"
 LOST_MEANWHILE = "the host was lost while the round formed"
 MAX_HOST_LOSSES = 3
 """Hosts lost in a row, without one that started its workers, until the group gives up."""
@@ -200,16 +201,20 @@ def _made_spare(state: GroupState, event: MadeSpare, _now: float) -> Step:
     return replace(_moved(state, Event.SPARE), group_rank=None, reason=event.reason), ()
 
 
-def _workers_started(state: GroupState, event: WorkersStarted, _now: float) -> Step:
+def _workers_started(state: GroupState, event: WorkersStarted, now: float) -> Step:
     if event.round < state.round or state.host is not HostState.LIVE:
         return state, ()
-    if event.round > state.round:
+    unknown = event.round > state.round
+    if unknown:
         # An earlier agentd gave the place and died before that was written down.
         state = replace(_moved(state, Event.PLACED), round=event.round, awaiting_place=False)
     state = replace(_moved(state, Event.STARTED), placement=None)
     # The reason of a stop that overtook the start is worth more than none.
     reason = "" if state.phase is Phase.RUNNING else state.reason
-    return replace(state, workers=event.workers, host_losses=0, reason=reason), ()
+    state = replace(state, workers=event.workers, host_losses=0, reason=reason)
+    if unknown and state.stopped_round >= event.round:
+        return _round_stopped(state, RoundStopped(event.round, STOPPED_MEANWHILE), now)
+    return state, ()
 
 
 def _worker_exited(state: GroupState, event: WorkerExited, _now: float) -> Step:
@@ -320,6 +325,9 @@ def _swept(state: GroupState, event: Swept, now: float) -> Step:
 
 
 def _round_stopped(state: GroupState, event: RoundStopped, now: float) -> Step:
+    if not state.ending and event.round > state.round:
+        # If workers of it run here, their host has yet to say so.
+        return replace(state, stopped_round=max(state.stopped_round, event.round)), ()
     if state.ending or event.round != state.round or event.round <= state.gone_round:
         return state, ()
     state = replace(_moved(state, Event.STOP_ROUND), stopped_round=event.round, reason=event.reason)

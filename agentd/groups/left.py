@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from agentd.groups.logs import WorkerLog
 from agentd.groups.records import GroupRow
 from agentd.host.reports import read_reports
 from agentd.host.shaped import ShapeError, build
-from agentd.host.wire import HostSpec
+from agentd.host.wire import HostSpec, ReportFrame, Started
 from agentd.hub.messages import MemberCondition, MemberState
 from agentd.procs import tree
 from agentd.procs.identity import ProcessIdentity, boot_id, identify
@@ -34,6 +34,8 @@ class LeftGroup:
     spec: HostSpec
     """As its newest host was told it."""
     state: GroupState
+    member: MemberState | None
+    """What the hub is told of it before it says anything itself; None: nothing."""
     sequence: int
     """The last report of a host that `state` knows of."""
     host: ProcessIdentity | None
@@ -56,11 +58,12 @@ def find(row: GroupRow) -> LeftGroup | None:
     try:
         state: GroupState = build(GroupState, json.loads(row.state), "state")
         spec: HostSpec = build(HostSpec, _spec_on_disk(row.directory), "spec")
+        unread = read_reports(row.directory, row.sequence)
     except (ShapeError, ValueError, RecursionError, OSError):
         return None
     if spec.mode != KEEP or spec.role != state.role:
         return None
-    if not _was_heard(row, state):
+    if not _was_heard(row, state, unread):
         # Nothing of it runs, and nothing of that is its fault: another host is started at once.
         cgroup = layout.cgroup_of(row.directory, row.token)
         marks = tree.Marks(token=row.token, cgroup=cgroup, not_before=row.host_start_time)
@@ -69,6 +72,7 @@ def find(row: GroupRow) -> LeftGroup | None:
     return LeftGroup(
         spec=replace(spec, token=row.token, cgroup=layout.cgroup_of(row.directory, row.token)),
         state=state,
+        member=as_member(state, unread),
         sequence=row.sequence,
         host=ProcessIdentity(row.host_pid, row.host_start_time) if row.host_pid else None,
         sessions=frozenset(leader for leader in reported.sessions(row) if identify(leader.pid) == leader),
@@ -76,11 +80,19 @@ def find(row: GroupRow) -> LeftGroup | None:
     )
 
 
-def as_member(state: GroupState) -> MemberState | None:
-    """What the hub is told of the group before it says anything itself; None: nothing."""
-    if state.phase in TERMINAL or not (state.round or state.awaiting_place):
+def as_member(state: GroupState, unread: Sequence[ReportFrame] = ()) -> MemberState | None:
+    """What the hub is told of the group before it says anything itself; None: nothing.
+
+    `unread`: what its host reported since. Workers may run that a slow disk kept from the journal: whoever
+    says nothing of them is taken for one that runs nothing.
+    """
+    heard = unread if state.host is HostState.LIVE else ()
+    newest = max((report.round for report in heard if isinstance(report, Started)), default=0)
+    if state.phase in TERMINAL or not (newest or state.round or state.awaiting_place):
         return None
-    if state.round <= state.gone_round:
+    if newest > state.round:
+        condition = MemberCondition.RUNNING
+    elif state.round <= state.gone_round:
         condition = MemberCondition.JOINING
     else:
         condition = MemberCondition.DONE if state.phase is Phase.DONE else MemberCondition.RUNNING
@@ -88,14 +100,14 @@ def as_member(state: GroupState) -> MemberState | None:
         role=state.role,
         local_world_size=state.local_world_size,
         condition=condition,
-        round=state.round,
+        round=max(newest, state.round),
     )
 
 
-def _was_heard(row: GroupRow, state: GroupState) -> bool:
+def _was_heard(row: GroupRow, state: GroupState, unread: Sequence[ReportFrame]) -> bool:
     if state.host is not HostState.LIVE or state.host_heard:
         return True
-    return bool(row.host_pid and read_reports(row.directory, row.sequence))
+    return bool(row.host_pid and unread)
 
 
 def _spec_on_disk(directory: str) -> Mapping[str, object]:

@@ -20,7 +20,7 @@ from agentd.core.conditions import Condition
 from agentd.core.contact import Contact
 from agentd.groups import history, layout, snapshot
 from agentd.groups.admission import RolePlan
-from agentd.groups.left import KEEP, LeftGroup, as_member
+from agentd.groups.left import KEEP, LeftGroup
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Rendezvous, Session
 from agentd.groups.records import RunRow
@@ -146,8 +146,8 @@ class NodeRun:
     def _go_on(self, left: Sequence[LeftGroup], session: Session) -> None:
         """Supervise what an earlier agentd began, and speak for it at the hub."""
         for group in left:
-            if member := as_member(group.state):
-                session.resume(member)
+            if group.member is not None:
+                session.resume(group.member)
             spec = replace(group.spec, token="", mode=self._shared.host_mode)
             supervisor = Supervisor(spec, session, self._shared, self._refresh, group)
             self._supervisors[supervisor.role] = supervisor

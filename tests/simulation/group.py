@@ -17,7 +17,7 @@ from agentd.core.assignment import Assignment
 from agentd.core.group import GroupState, HostState, step
 from agentd.groups.supervisor import KILL_PATIENCE_S
 from agentd.host.handle import MEET_TIMEOUT_S, REDIAL_TIMEOUT_S
-from agentd.hub.messages import MemberCondition
+from agentd.hub.messages import MemberCondition, MemberState
 from tests.simulation.clock import Process
 
 if TYPE_CHECKING:
@@ -219,11 +219,24 @@ class Supervisor:
         self.post(ev.Swept("pid 9 in D state" if stuck else ""))
 
 
-def condition_of(state: GroupState) -> MemberCondition:
-    """As `agentd.groups.left.as_member` tells it."""
-    if state.round <= state.gone_round:
-        return MemberCondition.JOINING
-    return MemberCondition.DONE if state.phase is Phase.DONE else MemberCondition.RUNNING
+def as_member(left: Row, reports: list[ev.GroupEvent]) -> MemberState | None:
+    """What the hub is told of the group; as `agentd.groups.left.as_member` tells it."""
+    state = left.state
+    unread = reports[left.sequence :] if state.host is HostState.LIVE else []
+    newest = max((event.round for event in unread if isinstance(event, ev.WorkersStarted)), default=0)
+    if state.phase in TERMINAL or not (newest or state.round or state.awaiting_place):
+        return None
+    if newest <= state.round <= state.gone_round:
+        condition = MemberCondition.JOINING
+    else:
+        done = state.phase is Phase.DONE and newest <= state.round
+        condition = MemberCondition.DONE if done else MemberCondition.RUNNING
+    return MemberState(
+        role=state.role,
+        local_world_size=state.local_world_size,
+        condition=condition,
+        round=max(newest, state.round),
+    )
 
 
 class Host:

@@ -34,10 +34,18 @@ class Judge:
         self.gentle = False
         """Whether nothing happened that justifies another round."""
         self.breach: Breach | None = None
+        self._forgotten = False
+        """Whether a hub died while its disk was behind what it had announced (JOURNAL_BEHIND). Its numbers,
+        the order, even the end may be lost with it; who may run what is not."""
 
     @property
     def rounds(self) -> int:
         return max(self._places, default=0)
+
+    def hub_forgets(self) -> None:
+        """The hub dies, and its disk had not kept up."""
+        self._world.trace("the hub forgets what its disk has not taken")
+        self._forgotten = True
 
     def _accuse(self, what: str) -> None:
         if self.breach is None:
@@ -71,7 +79,7 @@ class Judge:
 
     def _is_stable(self, round_: int, member: tuple[str, str]) -> None:
         now, before = self._places[round_], self._places.get(round_ - 1)
-        if before is None:
+        if before is None or self._forgotten:
             return
         place, earlier = now[member], before.get(member)
         counted = place.restart_count - next(iter(before.values())).restart_count
@@ -123,7 +131,7 @@ class Judge:
         """The hub writes down what it is about to say."""
         if record.outcome is not None:
             self._is_the_outcome(record.outcome, f"the record: {record.reason}")
-        elif self.outcome is not None:
+        elif self.outcome is not None and not self._forgotten:
             self._accuse(f"the run was {self.outcome} ({self.outcome_reason}) and lives again")
 
     def finished(self, node: str, finished: RunFinished) -> None:
@@ -134,7 +142,7 @@ class Judge:
     def _is_the_outcome(self, phase: Phase, where: str) -> None:
         if self.outcome is None:
             self.outcome, self.outcome_reason = phase, where
-        elif self.outcome is not phase:
+        elif self.outcome is not phase and not self._forgotten:
             self._accuse(f"the run was {self.outcome} ({self.outcome_reason}), then {phase} ({where})")
 
     def gave_up(self, node: str, why: str) -> None:
@@ -168,7 +176,7 @@ class Judge:
             self._accuse(f"the run is {self.outcome} ({self.outcome_reason}) though nothing went wrong")
         if self.outcome is Phase.STOPPED and not world.terminated:
             self._accuse("the run is STOPPED and nobody asked for that")
-        if self.outcome is not Phase.FAILED:
+        if self.outcome is not Phase.FAILED or self._forgotten:
             return
         if "restarts used" in self.outcome_reason:
             if len(self.failures) <= spec.max_restarts:

@@ -19,10 +19,10 @@ from agentd.groups.journal import PATIENCE
 from agentd.hub.hub import Hub
 from agentd.hub.links import HubLink, LocalHubLink
 from agentd.hub.member import MemberSession, NodeIdentity
-from agentd.hub.messages import Assignment, MemberState, RunFinished
+from agentd.hub.messages import Assignment, RunFinished
 from agentd.hub.state import HubRecord
 from tests.simulation.clock import Process
-from tests.simulation.group import Host, Row, Supervisor, condition_of
+from tests.simulation.group import Host, Row, Supervisor, as_member
 from tests.simulation.network import HubServer, RemoteLink
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class Journal:
         self._process = process
         self._safe_at = 0.0
         self._behind_until = 0.0
+        self.announced_until = 0.0
+        """When all is safe that the hub has announced."""
 
     def post(self, key: str, value: object) -> float:
         """Write when there is time; tells when it is safe."""
@@ -60,7 +62,11 @@ class Journal:
             await asyncio.sleep(min(at - now, PATIENCE))
 
     async def hub_announced(self, run_id: str, incarnation: int, record: HubRecord) -> None:
-        await self.write(_HUB_RECORD, record)
+        try:
+            await self.write(_HUB_RECORD, record)
+        finally:
+            # What is announced from here on is lost if this agentd dies before the disk has caught up.
+            self.announced_until = self._safe_at
         self._node.world.judge.recorded(record)
 
 
@@ -107,7 +113,7 @@ class Node:
         agentd, self.agentd = self.agentd, None
         if agentd is not None:
             network = self.world.network
-            agentd.process.kill()
+            agentd.end()
             network.node_ended(agentd.process)
             if self.is_hub:
                 network.hub_ended(silently=False)
@@ -122,7 +128,7 @@ class Node:
         self.world.network.power_lost(self.name)
         agentd, self.agentd = self.agentd, None
         if agentd is not None:
-            agentd.process.kill()
+            agentd.end()
         for host in list(self.hosts):
             host.stuck = False
             host.die("no power")
@@ -155,6 +161,12 @@ class Agentd:
         self.process.call_soon(self._start)
 
     # --- its life ---------------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """SIGKILL."""
+        if self.journal.announced_until > self.process.time():
+            self.node.world.judge.hub_forgets()
+        self.process.kill()
 
     def _start(self) -> None:
         node = self.node
@@ -207,15 +219,8 @@ class Agentd:
                         host.die("never heard")
                 left = left._replace(state=replace(state, host=HostState.NONE, host_pid=0), host=None)
         state = left.state
-        if state.phase not in TERMINAL and (state.round or state.awaiting_place):
-            self.session.resume(
-                MemberState(
-                    role=role,
-                    local_world_size=state.local_world_size,
-                    condition=condition_of(state),
-                    round=state.round,
-                )
-            )
+        if (member := as_member(left, self.node.reports.get(role, []))) is not None:
+            self.session.resume(member)
         self.supervisors[role] = Supervisor(self, role, left)
         if state.phase is Phase.FAILED:
             self.session.leave(role, state.reason, failed=True)

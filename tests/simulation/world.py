@@ -311,7 +311,7 @@ _SURROUNDINGS = {
     "agentd.hub.memberbook.replace": quick_replace,
     "agentd.core.group.replace": quick_replace,
     "agentd.hub.member.boottime": lambda: asyncio.get_running_loop().time(),
-    "agentd.hub.hub.TICK": 0.4,
-    "agentd.hub.hub.STEP": 1.0,
+    "agentd.hub.hub.TICK": 0.5,
+    "agentd.hub.hub.STEP": 1.25,
     "agentd.hub.run.VIEW_INTERVAL": 3.0,
 }
