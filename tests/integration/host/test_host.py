@@ -275,7 +275,9 @@ async def test_in_mode_keep_the_host_dials_the_next_agentd(tmp_path: Path) -> No
         started = await ear.starts()
     hellos = await _next_agentd_hears_hello(tmp_path)
     assert hellos["token"] == spec.token
-    assert hellos["last_sequence"] == len(ear.reports)
+    # What it recorded last may have come when nobody listened any more.
+    written = (tmp_path / "host.jsonl").read_text().splitlines()
+    assert len(ear.reports) <= int(str(hellos["last_sequence"])) <= len(written)
     assert not any(is_gone(worker.pid) for worker in started.workers)
     ear.handle.kill()
     await ear.ends()
