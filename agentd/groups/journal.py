@@ -217,10 +217,11 @@ class Journal:
                     self._introduce(db)
                 return db
             except (sqlite3.Error, OSError) as error:
-                if db is not None and isinstance(error, sqlite3.Error) and is_damage(error):
+                over = self._queue.failed(str(error))
+                if db is not None and (over or (isinstance(error, sqlite3.Error) and is_damage(error))):
                     db.close()
                     db = None
-                if self._queue.failed(str(error)):
+                if over:
                     return sqlite3.connect(":memory:")
 
     def _tell_damage(self, lost: tuple[str, ...]) -> None:
