@@ -136,7 +136,7 @@ class NodeRun:
             reattach_window=part.reattach_window if self._shared.host_mode == KEEP else None,
         )
         self._go_on(left, self._session)
-        if left and (told := self._told_here()):
+        if (left or not part.plans) and (told := self._told_here()):
             # Before any group's word: the part of the hub's own node may be over, and the run go on.
             self._hub = told
         self.status = self._composed()
