@@ -73,7 +73,7 @@ soak: compiled  ## the tests that run for minutes
 
 chaos: compiled  ## a storm of faults over five agentds: SEED=, FAULTS= or MINUTES=, KINDS=WORKER_KILL,... (root)
 	@SEED=$(SEED) FAULTS=$(FAULTS) MINUTES=$(MINUTES) KINDS=$(KINDS) \
-		$(PYTEST) -q -s -m soak --timeout 0 tests/e2e/chaos/test_chaos.py::test_a_storm_as_asked_for
+		$(PYTEST) -q -s -m soak --timeout 0 tests/e2e/chaos/test_chaos.py::test_storms_as_asked_for
 
 test-deps: venv  ## what the optional tests need: torch by pip, buf and grpc-js by npm, system packages by apt when root
 	@$(BIN)/python tools/testdeps.py

@@ -44,9 +44,7 @@ class Wish:
 
     seed: int
     faults: int = 200
-    """Ends after so many, or never if that is 0."""
-    seconds: float = 0.0
-    """Ends after so long, if that is not 0."""
+    """Ends after so many."""
     rate: float = 6.0
     """Faults a second."""
     runs: int = 8
@@ -130,7 +128,7 @@ class _Storm:
         loading = asyncio.create_task(self._load())
         try:
             for fault in faults(self._wish.seed, NODES, self._wish.rate, self._wish.kinds):
-                if self._enough(fault):
+                if sum(self._outcome.survived.values()) >= self._wish.faults:
                     break
                 await asyncio.sleep(max(0.0, self._began + fault.at - time.monotonic()))
                 await self._strike(fault)
@@ -139,11 +137,6 @@ class _Storm:
         self._world.note("calm")
         await asyncio.gather(*self._healing)
         await self._calm()
-
-    def _enough(self, fault: Fault) -> bool:
-        wish = self._wish
-        many = bool(wish.faults) and sum(self._outcome.survived.values()) >= wish.faults
-        return many or (bool(wish.seconds) and fault.at > wish.seconds)
 
     async def _strike(self, fault: Fault) -> None:
         if fault.kind not in OF_PROCESSES and self._world.ill() >= MOST_ILL:
@@ -206,7 +199,8 @@ class _Storm:
             await asyncio.sleep(LOOK_S)
             now = self._world.see()
             self._wrong(invariants.two_rounds(former, now))
-            self._wrong(invariants.overdue(now, self._book.standing, self._contact(), GRACE_S + SETTLE_S))
+            contact = self._contact({seen.run_id for seen in now.workers()})
+            self._wrong(invariants.overdue(now, self._book.standing, contact, GRACE_S + SETTLE_S))
             self._wrong(self._bystanders.hurt())
             now_acting = acting(now)
             self._wrong(invariants.two_acting(former_acting, now_acting))
@@ -229,14 +223,14 @@ class _Storm:
                 self._asked_at[name] = now
             await asyncio.sleep(ASK_S)
 
-    def _contact(self) -> dict[tuple[str, str], float | None]:
+    def _contact(self, run_ids: Iterable[str]) -> dict[tuple[str, str], float | None]:
         """By run and node, since when the node could know of the run what its hub knows."""
         found: dict[tuple[str, str], float | None] = {}
-        for run_id, job in self._book.jobs.items():
+        for job in (self._book.jobs[run_id] for run_id in run_ids if run_id in self._book.jobs):
             hub = self._world.places[job.hub].well_since
             for node in job.nodes:
                 own = self._world.places[node].well_since
-                found[run_id, node] = None if hub is None or own is None else max(hub, own)
+                found[job.run_id, node] = None if hub is None or own is None else max(hub, own)
         return found
 
     def _wrong(self, found: Iterable[str]) -> None:
