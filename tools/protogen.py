@@ -3,6 +3,7 @@
     python tools/protogen.py              regenerate agentd/v1 (make proto)
     python tools/protogen.py --check      only compare fingerprints; needs no tool and no network
     python tools/protogen.py --into DIR   generate elsewhere, to compare
+    python tools/protogen.py --tools      only build .venv-proto
 
 Generated code works with every runtime newer than the generator and with none older, so the generator is
 old on purpose and lives in a virtual environment of its own, .venv-proto. It needs the standard library only.
@@ -161,10 +162,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Generate agentd/v1 from proto/agentd/v1.")
     parser.add_argument("--check", action="store_true", help="compare fingerprints only")
     parser.add_argument("--into", type=Path, default=REPO / PACKAGE, help="write elsewhere than agentd/v1")
+    parser.add_argument("--tools", action="store_true", help="only build the generator's environment")
     args = parser.parse_args()
     try:
         if args.check:
             return _check(args.into)
+        if args.tools:
+            ensure_venv()
+            return 0
         generate(args.into)
     except ProtogenError as error:
         print(f"protogen: {error}", file=sys.stderr)
