@@ -55,6 +55,8 @@ STOP_MARGIN = defaults.KILL_WAIT + 1.0
 A stuck host must be ended before its hub gives the group up, a lease after that verdict: else workers of two
 rounds live at once.
 """
+HELD_UP = 0.5
+"""A deadline looked at so much too late tells more of this process than of the host."""
 STOPPED_MEANWHILE = "the round was stopped before its start was known"
 LOST_MEANWHILE = "the host was lost while the round formed"
 MAX_HOST_LOSSES = 3
@@ -357,6 +359,9 @@ def _finish(state: GroupState, event: Finish, now: float) -> Step:
 def _tick(state: GroupState, _event: Tick, now: float) -> Step:
     if state.overdue_at is None or now < state.overdue_at:
         return state, ()
+    if now > state.overdue_at + HELD_UP:
+        # Whoever looks so late was held up itself, and the host perhaps with it: it gets its time again.
+        return replace(state, overdue_at=now + STOP_MARGIN), ()
     state = replace(state, overdue_at=None)
     if state.host not in (HostState.LIVE, HostState.LEAVING):
         return state, ()

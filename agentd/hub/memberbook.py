@@ -114,6 +114,9 @@ class MemberBook:
             del self._members[role]
             port = 0 if member.leaving else master_port
             return RoundGone(role=role, round=round_, master_port=port, unkillable=unkillable)
+        if member.condition is not MemberCondition.JOINING and member.round > round_:
+            # It crossed a newer place, or its owner has yet to learn that it runs: that will be answered.
+            return self._gone(member, round_, master_port)
         return self._keep(member, self._gone(member, round_, master_port))
 
     def failed(

@@ -117,6 +117,11 @@ def _gone(turn: Turn, key: MemberKey, message: RoundGone) -> None:
             _gone_unasked(turn, key, message)
         elif place is not None and message.master_port == place.offer.master_port:
             _place_again(turn, key, place)
+        elif not _crossed(turn, key, message.round):
+            # The place went to an earlier session of its node; what was offered for it is gone.
+            turn.forget([key])
+            membership_changed(turn, f"{turn.label(key)} came back without its workers")
+            _offer_again(turn, key, message)
     elif key in state.waiting:
         if message.round == state.round:
             _offer_again(turn, key, message)

@@ -203,6 +203,9 @@ class Agentd:
         for role in node.roles:
             left = node.disk.get(role)
             if left is None:
+                for host in list(node.hosts):
+                    if host.role == role:
+                        host.die("no journal knows it")
                 self.supervisors[role] = Supervisor(self, role)
             else:
                 self._go_on(role, left)
@@ -210,6 +213,9 @@ class Agentd:
             self.leave()
 
     def _go_on(self, role: str, left: Row) -> None:
+        for host in list(self.node.hosts):
+            if host.role == role and host is not left.host:
+                host.die("no journal knows it")
         state, heard = left.state, left.state.host_heard
         if state.host is HostState.LIVE and not heard:
             heard = left.host is not None and len(left.host.reports) > left.sequence

@@ -8,7 +8,7 @@ import pytest
 
 from agentd.api.types import Phase
 from agentd.core import group_events as ev
-from agentd.core.group import GroupState, HostState, step
+from agentd.core.group import HELD_UP, STOP_MARGIN, GroupState, HostState, step
 from agentd.groups.left import as_member
 from agentd.host.wire import Ready, ReportFrame, Started
 from agentd.hub.messages import MemberCondition
@@ -53,3 +53,13 @@ def test_the_hub_is_told_of_workers_that_only_the_host_has_written_down(
     assert (member.condition, member.round) == (condition, round_)
     ended = replace(OLD, phase=Phase.STOPPED)
     assert as_member(ended, unread) is None
+
+
+def test_an_agentd_that_was_frozen_past_its_hosts_deadline_gives_the_host_its_time_again() -> None:
+    running, _ = step(OLD, ev.WorkersStarted(2, ()), 0.0)
+    stopping, _ = step(running, ev.RoundStopped(2, "b failed"), 0.0)
+    due = OLD.stop_grace + STOP_MARGIN
+    assert step(stopping, ev.Tick(), due)[1] == (ev.Sweep(),), "in time: the host is stuck"
+    thawed, effects = step(stopping, ev.Tick(), due + 2 * HELD_UP)
+    assert effects == ()
+    assert step(thawed, ev.Tick(), thawed.overdue_at or 0.0)[1] == (ev.Sweep(),)

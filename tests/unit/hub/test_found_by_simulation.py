@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from agentd.api.types import Phase
-from agentd.hub.messages import MemberCondition, MemberState, StopRound
+from agentd.hub.memberbook import MemberBook
+from agentd.hub.messages import MemberCondition, MemberState, RoundGone, StopRound
 from agentd.hub.state import HubRecord
 from tests.unit.hub.rig import Rig, make_spec
 
-RUNNING = MemberCondition.RUNNING
+RUNNING, JOINING = MemberCondition.RUNNING, MemberCondition.JOINING
 
 
 def member(condition: MemberCondition, round_: int, role: str = "default") -> MemberState:
@@ -146,3 +147,26 @@ def test_offer_of_one_that_knows_of_a_newer_round_is_given_no_number_twice() -> 
     rig.ready("b", round_=2)
     rig.wait(6)
     assert {place.round for place in rig.placed().values()} == {3}
+
+
+def test_member_whose_place_went_to_its_last_session_and_that_offers_another_port_is_not_forgotten() -> None:
+    rig = Rig(make_spec(fewest=2, most=2, max_restarts=1))
+    rig.join("a", "b")
+    rig.fail("b")
+    rig.gone("a", "b")
+    assert rig.state.round == 2, "a and its host end before they hear of that"
+    rig.placed()
+    rig.stopped()
+    rig.hello("a", member(JOINING, 1))
+    rig.gone("a", round_=1)
+    assert rig.stopped() == ["b"]
+    rig.gone("b", round_=2)
+    assert rig.placed().keys() == {"a", "b"}
+
+
+def test_answer_about_an_older_round_does_not_hide_the_one_that_runs() -> None:
+    book = MemberBook()
+    book.resume(member(RUNNING, 2))
+    assert book.gone("default", 1, 5, "") == RoundGone(role="default", round=1, master_port=5)
+    assert book.states() == (member(RUNNING, 2),)
+    assert book.stop(StopRound(round=2, reason="b failed")) == ([], True), "its owner has to act"
