@@ -168,8 +168,8 @@ def test_a_clock_set_back_gives_no_negative_duration(kept: Kept, monkeypatch: py
 
 
 def test_measuring_costs_nearly_nothing_when_nothing_listens() -> None:
-    count = 20_000
-    cost = min(timeit.repeat(lambda: knead(1), number=count, repeat=5)) / count
+    count = 200  # so few that some of the rounds are not interrupted, however busy the machine is
+    cost = min(timeit.repeat(lambda: knead(1), number=count, repeat=500)) / count
     assert cost < 2e-6
 
 
