@@ -59,14 +59,15 @@ SETTLE_CHEAP_S = 1.0
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind_by_shared_fixtures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Processes of wider fixtures carry the session's token; they must be gone when the session is."""
+    """Processes of wider fixtures carry the session's token; they must be gone when the session is.
+
+    Temporary files of theirs, of unit tests and of libraries' caches go with the session's directory.
+    """
     tmp_path_factory.getbasetemp()  # before a test has a TMPDIR of its own
-    token = secrets.token_hex(16)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(leaks.TOKEN_VARIABLE, token)
+    with _traced_surroundings() as traced:
         before = leaks.Footprint.now()
         yield
-        names = leaks.end_leaked_processes(before, token, SETTLE_FULL_S)
+        names = leaks.end_leaked_processes(before, traced.token, SETTLE_FULL_S)
     if names:
         pytest.fail(leaks.report({"processes": names}), pytrace=False)
 
@@ -97,7 +98,7 @@ class _Traced:
 
 @contextmanager
 def _traced_surroundings() -> Iterator[_Traced]:
-    """A token that everything the test starts inherits, and a temporary directory of its own."""
+    """A token that everything started within inherits, and a temporary directory of its own."""
     traced = _Traced(
         secrets.token_hex(16), Path(tempfile.mkdtemp(prefix="at-", dir="/tmp"))
     )  # short: for sockets
