@@ -293,7 +293,10 @@ class _Bystanders:
             BYSTANDER: "yes",
         }
         for name in NODES:
-            command = [*self._world.net.within(name), "/bin/sh", "-c", f"sleep 100000 & wait # {PROGRAM}"]
+            # With the test they go too, even if it is killed.
+            bound = ("setpriv", "--pdeathsig", "KILL")
+            shell = f"{' '.join(bound)} sleep 100000 & wait # {PROGRAM}"
+            command = [*bound, *self._world.net.within(name), "/bin/sh", "-c", shell]
             self._processes.append(
                 subprocess.Popen(command, env=env, cwd=self._folder, start_new_session=True)
             )
