@@ -25,7 +25,7 @@ from agentd.core import group_events as ev
 from agentd.core.assignment import Assignment
 from agentd.core.group import MAX_HOST_LOSSES, STOP_MARGIN, GroupState, HostState, step
 from agentd.groups.left import state_text
-from agentd.host.wire import build
+from agentd.host.shaped import build
 from agentd.hub.plan import make_plan
 
 NEW = GroupState(role="default", local_world_size=1, stop_grace=30.0)

@@ -18,7 +18,8 @@ from agentd.core.group import Ending, GroupState, HostState
 from agentd.groups.left import as_member, find, state_text
 from agentd.groups.records import GroupRow
 from agentd.groups.wish import read_wish, wish_text
-from agentd.host.wire import HostSpec, build
+from agentd.host.shaped import build
+from agentd.host.wire import HostSpec
 from agentd.hub.messages import MemberCondition
 from agentd.procs.identity import boot_id
 
