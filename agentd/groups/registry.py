@@ -1,4 +1,4 @@
-"""All runs of this node: admission, idempotence, the verbs callers use. Everything runs on one event loop.
+"""What callers can ask of this node's runs: admission, idempotence, the verbs. Runs on one event loop.
 
 `run`, `stop` and `signal` do something; all else reads snapshots and never waits for anything.
 """
@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from itertools import chain
-from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from agentd.api.errors import (
@@ -24,75 +21,43 @@ from agentd.api.errors import (
     NodeDegraded,
     NodeDrained,
     NotRunning,
-    ProgramUnusable,
     RunConflict,
     RunEnded,
-    RunNotFound,
     StaleIncarnation,
 )
-from agentd.api.types import (
-    TERMINAL,
-    ControllerLease,
-    Drain,
-    GroupRef,
-    Phase,
-    RunRef,
-    RunRequest,
-    RunStatus,
-    StopRequest,
-    StopScope,
-    StreamEnd,
-    WorkerState,
-)
-from agentd.core.conditions import Condition
-from agentd.core.specs import MAX_INCARNATION, MAX_REQUEST_ID, check_name, differing_fields, validate
+from agentd.api.types import TERMINAL, ControllerLease, Drain, Phase, RunRequest, RunStatus, StopRequest
+from agentd.core.specs import MAX_INCARNATION, MAX_REQUEST_ID, check_name, differing_fields
 from agentd.groups import drain, history
-from agentd.groups.admission import Machine, RolePlan, plan_node
+from agentd.groups.admission import Machine
 from agentd.groups.archive import Archive
-from agentd.groups.board import Board, RunKey
+from agentd.groups.background import Background
+from agentd.groups.board import RunKey
+from agentd.groups.comeback import Comeback
 from agentd.groups.conditions import Conditions
-from agentd.groups.devices import DeviceBook
-from agentd.groups.farewell import tell_gone
+from agentd.groups.facilities import Facilities
+from agentd.groups.farewell import Farewells
+from agentd.groups.intake import Intake
 from agentd.groups.journal import Journal
-from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Rendezvous
-from agentd.groups.records import ForgetRun, GroupRow, RunRow
-from agentd.groups.recovery import FormerRun, look_back
+from agentd.groups.records import ForgetRun
 from agentd.groups.reported import logs_on_disk
-from agentd.groups.run import NodeRun, Part
+from agentd.groups.roster import Roster
+from agentd.groups.run import NodeRun
 from agentd.groups.stuck import StuckBook
-from agentd.groups.supervisor import Facilities
-from agentd.groups.wish import read_wish, wish_text
+from agentd.groups.wish import wish_text
 from agentd.host.door import HostDoor
 from agentd.procs.pool import Pool
 
-KEPT_ENDED = 256
-"""Ended runs that Status still shows."""
 SUPERSEDED_WAIT_S = 5.0
-TERMINATE_TRIES_S = 60.0
 STOP_NOW_S = 5.0
-ADMISSION_S = 15.0
-"""How long a disk may take to tell whether a program is there."""
 CLOSE_S = 2.0
 
-_log = logging.getLogger(__name__)
 _HUB = "hub_address"
 _REVISIONS_PER_START = 1 << 32
-T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """What is kept of a run that is over here."""
-
-    request_id: str
-    logs: tuple[WorkerLog, ...]
-    hub_address: str = ""
-    """Empty: the hub was here."""
-
-
-class Registry:
-    """The node's runs. `start` before anything else, `close` at the end."""
+class Registry(Roster):
+    """The roster of the node's runs, and the verbs that change it. `start` comes first, `close` last."""
 
     def __init__(
         self,
@@ -112,12 +77,11 @@ class Registry:
         `host_mode`: `keep` if hosts and workers are to outlive this agentd, `stop` if they end with it.
         `archive` still knows runs that are not shown any more.
         """
-        self._node_id = node_id
-        self._state_dir = state_dir
+        background = Background()
+        super().__init__(node_id, journal.daemon_starts * _REVISIONS_PER_START, background)
+        self._background = background
         self._journal = journal
         self._rendezvous = rendezvous
-        self._advertise = advertise
-        self._machine = machine
         self._archive = archive
         self._disk = Pool(8, thread_name_prefix="agentd-disk")
         self._sweeps = Pool(8, thread_name_prefix="agentd-sweep")
@@ -136,12 +100,9 @@ class Registry:
             conditions=self._conditions,
             stuck=self._stuck,
         )
-        self._board = Board(node_id, journal.daemon_starts * _REVISIONS_PER_START)
-        self._devices = DeviceBook()
-        self._live: dict[RunKey, NodeRun] = {}
-        self._ended: OrderedDict[RunKey, _Ended] = OrderedDict()
+        self._intake = Intake(node_id, self, self._shared, rendezvous, advertise, machine)
+        self._farewells = Farewells(rendezvous, advertise, background)
         self._admissions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._background: set[asyncio.Task[None]] = set()
         self.drain: Drain | None = journal.remembered.drain
         """Set while an operator wants the node empty: it takes no new run, see `agentd.groups.drain`."""
         self.ending = False
@@ -151,8 +112,8 @@ class Registry:
 
     async def start(self) -> None:
         """Go on where an earlier agentd was, and let hosts dial in."""
-        self._machine = self._machine or await self._in_thread(lambda: Machine.here(self._node_id))
-        await self._recover()
+        await self._intake.start()
+        await Comeback(self._node_id, self, self._intake, self._farewells, self._shared, self.drain).run()
         # Only now: a host that is not known yet would be told to end.
         await self._door.open()
 
@@ -185,10 +146,7 @@ class Registry:
 
     async def close(self) -> None:
         """Give everything back. What still runs goes on for the next agentd, or is stopped by its host."""
-        if self._background:
-            _, late = await asyncio.wait(self._background, timeout=CLOSE_S)
-            for task in late:
-                task.cancel()
+        await self._background.close(CLOSE_S)
         await asyncio.gather(*(run.close() for run in self._live.values()))
         await self._stuck.close()
         await self._rendezvous.close()
@@ -241,7 +199,7 @@ class Registry:
             condition, problem, next_step = self._conditions.refusal
             if condition:
                 raise NodeDegraded(self._node_id, condition, problem, next_step)
-            return await self._begin(request), True
+            return await self._intake.begin(request), True
 
     async def stop(self, request: StopRequest, caller: str = "") -> RunStatus:
         """Ask for the end of a run, or of this node's part of it. Answers at once; `watch` tells the end.
@@ -258,15 +216,8 @@ class Registry:
         if run.conclusion is None:
             # What was answered is carried out, by the next agentd if need be.
             await self._journal.write(run.part.row(run.status, wish_text(request)))
-        self._carry_out(run, request)
+        self._farewells.carry_out(run, request)
         return self._board.get(*run.part.key)
-
-    def _carry_out(self, run: NodeRun, request: StopRequest) -> None:
-        reason = request.reason or "stopped by a caller"
-        if request.scope is StopScope.LEAVE:
-            run.leave(reason, request.grace)
-        else:
-            self._in_background(self._terminate(run, reason, request.grace))
 
     async def signal(
         self, run_id: str, incarnation: int, signum: int, ranks: tuple[int, ...], caller: str = ""
@@ -316,77 +267,10 @@ class Registry:
                 found = await self._archive.ended_run(run_id)
                 if found is not None and self._board.newest(run_id) is None:
                     row, groups = found
-                    logs = await self._in_thread(
+                    logs = await self._shared.on_disk(
                         lambda: tuple(chain.from_iterable(map(logs_on_disk, groups)))
                     )
-                    self._show_ended(row, row.status, logs)
-
-    # --- snapshots
-
-    def status(self, run_id: str, incarnation: int = 0) -> RunStatus:
-        """A run as it is now. Raises `RunNotFound`."""
-        return self._board.get(run_id, incarnation)
-
-    def runs(self, include_ended: bool) -> list[RunStatus]:
-        """Every run, in an order that stays."""
-        return self._board.all(include_ended)
-
-    def watch(
-        self, run_id: str, incarnation: int, after_revision: int
-    ) -> AsyncIterator[RunStatus | StreamEnd]:
-        """Snapshots as they come, see `Board.watch`."""
-        return self._board.watch(run_id, incarnation, after_revision)
-
-    async def wait_change(self, run_id: str, incarnation: int, revision: int) -> RunStatus:
-        """The next snapshot of a run after `revision`."""
-        return await self._board.wait_change(run_id, incarnation, revision)
-
-    def on_change(self, listener: Callable[[str], object]) -> None:
-        """Call `listener(run_id)` after each change of a run. It must not block."""
-        self._board.on_change(listener)
-
-    def worker_logs(self, run_id: str, incarnation: int) -> tuple[WorkerLog, ...]:
-        """The log folders of a run here, over all rounds. Raises `RunNotFound`."""
-        status = self._board.get(run_id, incarnation)
-        key = status.run_id, status.incarnation
-        run = self._live.get(key)
-        return run.worker_logs() if run else self._ended[key].logs
-
-    def live_logs(self) -> Mapping[RunKey, tuple[WorkerLog, ...]]:
-        """The log folders of all runs that live here."""
-        return {key: run.worker_logs() for key, run in self._live.items()}
-
-    def note(self, key: RunKey, condition: Condition, sentence: str) -> None:
-        """Something degrades a run here for good; one that has ended keeps its last status."""
-        if run := self._live.get(key):
-            run.note(condition, sentence)
-
-    def group_refs(self) -> tuple[GroupRef, ...]:
-        """Worker groups that have not ended."""
-        return tuple(ref for run in self._live.values() for ref in run.group_refs())
-
-    def runs_with_groups(self) -> tuple[RunKey, ...]:
-        """The runs that have something here that is not over."""
-        return tuple(key for key, run in self._live.items() if run.group_refs())
-
-    def hub_of(self) -> tuple[RunRef, ...]:
-        """Live runs whose hub is here."""
-        return tuple(
-            RunRef(run_id=run_id, incarnation=incarnation)
-            for (run_id, incarnation), run in self._live.items()
-            if run.part.hub_here
-        )
-
-    def health(self, run_id: str, role: str | None) -> bool:
-        """Whether a run's groups here, or the one of a role, do their work. Raises `RunNotFound`."""
-        status = self._board.get(run_id)
-        own = (node for node in status.nodes if node.node_id == self._node_id)
-        groups = [group for node in own for group in node.groups if role in (None, group.role)]
-        if role is not None and not groups:
-            raise RunNotFound(f"{run_id}/{role}", self._node_id)
-        well = (WorkerState.HEALTHY, WorkerState.SUCCEEDED)
-        live = status.phase not in TERMINAL
-        return live and bool(groups) and all(group.worker_state in well for group in groups)
+                    self.show_ended(row, row.status, logs)
 
     # --- admission
 
@@ -436,7 +320,7 @@ class Registry:
         # Two clients that started the same spec at two hubs at once: the later one wins, nothing ran yet.
         reason = "a newer incarnation of the run has begun"
         if run.part.hub_here:
-            await self._terminate(run, reason, None)
+            await self._farewells.terminate(run, reason, None)
         else:
             run.stop(reason, None)
         try:
@@ -455,246 +339,8 @@ class Registry:
             raise RunConflict(request.spec.run_id, fields)
         return self._board.get(*run.part.key)
 
-    async def _begin(
-        self, request: RunRequest, former_logs: tuple[WorkerLog, ...] = (), *, known: bool = False
-    ) -> RunStatus:
-        """`known`: the journal has the run already; a disk that takes no write must not end it."""
-        spec = request.spec
-        validate(spec)
-        self._check_node_name(request)
-        plans = await self._plan(request)
-        former = self._live.get((spec.run_id, request.incarnation))
-        self._devices.reserve(spec.run_id, (d for plan in plans for d in plan.role.devices))
-        if former is not None:
-            # A Stop of its earlier part, which is over, must not be carried out on this one.
-            await self._journal.write(former.part.row(former.status))
-            former.take_on(plans)
-            return self._board.get(*former.part.key)
-        try:
-            run = await self._promise(request, plans, former_logs, known)
-        except BaseException:
-            self._devices.release(spec.run_id)
-            raise
-        self._ended.pop(run.part.key, None)
-        self._live[run.part.key] = run
-        self._journal.post(history.run_started(run.status, run.part.hub_address, time.time()))
-        run.start()
-        _log.info("run begins here", extra={"run_id": spec.run_id, "incarnation": run.part.incarnation})
-        return self._board.get(*run.part.key)
-
-    async def _promise(
-        self,
-        request: RunRequest,
-        plans: tuple[RolePlan, ...],
-        former_logs: tuple[WorkerLog, ...],
-        known: bool,
-    ) -> NodeRun:
-        """Journal the run before anything of it happens, so that the next agentd would know of it."""
-        part = await self._make_part(request, plans)
-        left = self._ended.get(part.key)
-        logs = left.logs if left else former_logs
-        run = NodeRun(part, self._shared, self._rendezvous, self._publish, logs)
-        run_id, incarnation = part.key
-        groups = (
-            GroupRow(run_id=run_id, incarnation=incarnation, role=plan.role.role, phase=Phase.PENDING)
-            for plan in plans
-        )
-        try:
-            write = self._journal.write if known else self._journal.require
-            await write(part.row(run.status), *groups)
-            if part.hub_here and not request.join:
-                self._rendezvous.create(part.spec, incarnation, part.address)
-        except BaseException:
-            self._journal.post(ForgetRun(run_id=run_id, incarnation=incarnation))
-            raise
-        return run
-
-    def _check_node_name(self, request: RunRequest) -> None:
-        name, spec = request.node_name, request.spec
-        if name and not request.join and name not in spec.nodes:
-            raise InvalidSpec("node_name", f"{name!r} is not in the run's node list")
-
-    async def _plan(self, request: RunRequest) -> tuple[RolePlan, ...]:
-        spec, machine = request.spec, self._machine
-        assert machine is not None, "start comes first"
-        elsewhere = spec.nodes and not request.node_name and not request.join
-        if spec.external_agents or elsewhere:
-            # This node is the hub of other nodes, or of agents in processes of their own, and nothing else.
-            plans: tuple[RolePlan, ...] = ()
-        else:
-            planning = self._in_thread(
-                lambda: plan_node(spec, request.node_name, request.passed_env, machine)
-            )
-            try:
-                plans = await asyncio.wait_for(planning, ADMISSION_S)
-            except asyncio.TimeoutError:
-                problem = f"the disk did not answer in {ADMISSION_S:g} s"
-                raise ProgramUnusable(self._node_id, spec.roles[0].command.entrypoint, problem) from None
-        if not plans and request.hub_address:
-            raise InvalidSpec("roles", f"none of them is for node {request.node_name or self._node_id!r}")
-        return plans
-
-    async def _make_part(self, request: RunRequest, plans: tuple[RolePlan, ...]) -> Part:
-        newest = self._board.newest(request.spec.run_id)
-        last = newest.incarnation if newest else 0
-        now = time.time()
-        return Part(
-            spec=request.spec,
-            # Fine enough that two hubs do not give one number to two runs of one id.
-            incarnation=request.incarnation or max(last + 1, int(now * 1000)),
-            request_id=request.request_id,
-            node_id=self._node_id,
-            address=await self._advertise(request.hub_address),
-            plans=plans,
-            node_name=request.node_name,
-            hub_address=request.hub_address,
-            passed_env=request.passed_env,
-            started_at=now,
-        )
-
-    # --- what an earlier agentd left
-
-    async def _recover(self) -> None:
-        """Show what has ended, go on with what lives here, take part again in what lives elsewhere."""
-        left = await self._in_thread(lambda: look_back(self._journal.remembered))
-        for stuck in left.stuck:
-            self._stuck.add(stuck)
-        for former in left.ended:
-            self._show_ended(former.row, former.row.status, former.logs)
-            await self._be_tombstone(former)
-        for former in left.live:
-            try:
-                await self._rejoin(former)
-            except AgentError as error:
-                await self._in_thread(former.end)
-                self._lose(former, f"{former.what_happened}, and it cannot go on here: {error}")
-
-    async def _be_tombstone(self, former: FormerRun) -> None:
-        """Tell members that were away how the run ended, if its hub was here."""
-        row = former.row
-        if not row.hub_address and former.hub_record:
-            with contextlib.suppress(AgentError):
-                address = await self._advertise("")
-                self._rendezvous.create(row.spec, row.incarnation, address, former.hub_record)
-
-    async def _rejoin(self, former: FormerRun) -> None:
-        row = former.row
-        wish = read_wish(row.wish, row.incarnation)
-        left = self._leaves(wish)
-        stays_out = not former.groups and bool(left or (row.spec.no_rejoin and former.lost))
-        if stays_out and (row.hub_address or not (left or former.has_others(self._node_id))):
-            self._lose(former, f"{former.what_happened}, and {left or 'the run asks for no rejoin'}")
-            if row.hub_address:
-                address = await self._advertise(row.hub_address)
-                self._in_background(tell_gone(self._rendezvous, row, address))
-            return
-        if not row.hub_address:
-            address = await self._advertise("")
-            self._rendezvous.create(row.spec, row.incarnation, address, former.hub_record)
-        now = time.time()
-        self._journal.post(
-            *(history.group_lost(row, role, former.what_happened, now) for role in former.lost)
-        )
-        if stays_out:
-            # It is the hub of others, who go on without this node's part.
-            await self._go_on(former, ())
-        elif former.groups:
-            await self._go_on(former, await self._plans_beside(former))
-        else:
-            await self._begin(former.request, former.logs, known=True)
-        if wish is not None:
-            self._carry_out(self._live[row.run_id, row.incarnation], wish)
-
-    def _leaves(self, wish: StopRequest | None) -> str:
-        """Why this node is to have no part in a run that goes on; empty: it may."""
-        if self.drain is not None and drain.time_left(self.drain, time.time()) == 0.0:
-            return "the node is drained"
-        return "it was leaving the run" if wish is not None and wish.scope is StopScope.LEAVE else ""
-
-    async def _plans_beside(self, former: FormerRun) -> tuple[RolePlan, ...]:
-        """For the groups that had not begun or cannot go on."""
-        begun = {group.spec.role for group in former.groups}
-        if not former.roles - begun:
-            return ()
-        return tuple(plan for plan in await self._plan(former.request) if plan.role.role not in begun)
-
-    async def _go_on(self, former: FormerRun, plans: tuple[RolePlan, ...]) -> None:
-        """Take the run's groups over, and begin others."""
-        row, begun = former.row, {group.spec.role for group in former.groups}
-        part = replace(
-            await self._make_part(former.request, plans), started_at=row.status.started_at or time.time()
-        )
-        roles = [role for role in row.spec.roles if role.role in begun]
-        self._devices.reserve(
-            row.run_id, (d for role in (*roles, *(plan.role for plan in plans)) for d in role.devices)
-        )
-        run = NodeRun(part, self._shared, self._rendezvous, self._publish, former.logs)
-        self._live[part.key] = run
-        run.start(former.groups)
-        _log.info("run goes on here", extra={"run_id": row.run_id, "incarnation": row.incarnation})
-
-    def _lose(self, former: FormerRun, reason: str) -> None:
-        row = former.row
-        status = replace(row.status, phase=Phase.LOST, reason=reason, finished_at=time.time())
-        self._journal.post(replace(row, status=status))
-        self._show_ended(row, status, former.logs)
-
-    def _show_ended(self, row: RunRow, status: RunStatus, logs: tuple[WorkerLog, ...]) -> None:
-        self._remember(
-            (row.run_id, row.incarnation),
-            _Ended(row.request_id, logs, hub_address=row.hub_address),
-        )
-        self._board.publish(status)
-
-    # --- what runs tell
-
-    def _publish(self, run: NodeRun) -> None:
-        self._board.publish(run.status)
-        if not run.is_live:
-            self._retire(run)
-
-    def _retire(self, run: NodeRun) -> None:
-        """Keep little of a run that is over, and of old ones nothing."""
-        key = run.part.key
-        self._live.pop(key, None)
-        self._devices.release(run.part.spec.run_id)
-        if run.conclusion is not None:
-            self._keep(run.conclusion)
-        self._remember(key, _Ended(run.part.request_id, run.worker_logs(), run.part.hub_address))
-
-    def _remember(self, key: RunKey, ended: _Ended) -> None:
-        self._ended[key] = ended
-        while len(self._ended) > KEPT_ENDED:
-            oldest, _ = self._ended.popitem(last=False)
-            self._board.forget(oldest)
-
-    async def _terminate(self, run: NodeRun, reason: str, grace: float | None) -> None:
-        """Tell the hub that the run is to end; whether it hears it or not, this node's part does."""
-        hub, (run_id, incarnation) = run.part.hub_address, run.part.key
-        patience = time.monotonic() + TERMINATE_TRIES_S
-        while time.monotonic() < patience:
-            try:
-                await self._rendezvous.terminate(hub, run_id, incarnation, grace, reason)
-                return
-            except (AgentError, OSError) as error:
-                _log.warning(
-                    "the hub was not told to end the run", extra={"run_id": run_id, "problem": str(error)}
-                )
-                run.stop(reason, grace)
-            await asyncio.sleep(1.0)
-
     async def _until_groups_ended(self) -> None:
         await asyncio.gather(*(run.groups_ended() for run in self._live.values()))
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
-
-    def _in_background(self, work: Coroutine[None, None, None]) -> None:
-        self._keep(asyncio.get_running_loop().create_task(work))
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
 
 def _check_external(request: RunRequest) -> None:

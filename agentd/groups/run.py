@@ -20,11 +20,12 @@ from agentd.core.conditions import Condition
 from agentd.core.contact import Contact
 from agentd.groups import history, layout, snapshot
 from agentd.groups.admission import RolePlan
+from agentd.groups.facilities import Facilities
 from agentd.groups.left import KEEP, LeftGroup
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Rendezvous, Session
 from agentd.groups.records import RunRow
-from agentd.groups.supervisor import KEPT_LOGS, Facilities, Supervisor
+from agentd.groups.supervisor import KEPT_LOGS, Supervisor
 from agentd.host.wire import HostSpec
 from agentd.hub.messages import RunFinished
 

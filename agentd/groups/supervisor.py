@@ -15,8 +15,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from agentd.api.types import TERMINAL, Failure, GroupStatus, Phase, WorkerState, WorkerStatus
@@ -25,17 +24,15 @@ from agentd.core.conditions import Condition
 from agentd.core.contact import Contact
 from agentd.core.group import GroupState, HostState, step
 from agentd.groups import history, layout
-from agentd.groups.conditions import Conditions
-from agentd.groups.journal import Journal
+from agentd.groups.facilities import Facilities
 from agentd.groups.left import LeftGroup, state_text
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Member
 from agentd.groups.reap import SECOND_LOOK_S
 from agentd.groups.records import ElasticEventRow, GroupRow
-from agentd.groups.stuck import StuckBook, StuckGroup, describe
+from agentd.groups.stuck import StuckGroup, describe
 from agentd.groups.witness import WorkerWitness
 from agentd.host import wire
-from agentd.host.door import HostDoor
 from agentd.host.handle import HostHandle
 from agentd.procs import cgroups, tree
 from agentd.procs.identity import ProcessIdentity, boot_id, send_signal
@@ -56,25 +53,6 @@ KEPT_LOGS = 20_000
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facilities:
-    """What all supervisors of a node share."""
-
-    journal: Journal
-    door: HostDoor
-    state_dir: str
-    disk: Executor
-    """For what may hang with a disk."""
-    sweeps: Executor
-    """For sweeps, which take seconds when something does not want to die."""
-    host_mode: str = "stop"
-    """What hosts do when their agentd is gone: see `HostSpec.mode`."""
-    conditions: Conditions
-    """What degrades the node."""
-    stuck: StuckBook
-    """What SIGKILL did not end."""
 
 
 class Supervisor:

@@ -9,7 +9,7 @@ import pytest
 
 from agentd.api.errors import RunNotFound
 from agentd.api.types import Phase
-from agentd.groups import registry as registry_module
+from agentd.groups import roster
 from tests.support.noding import one_node, program, run_spec
 
 pytestmark = pytest.mark.asyncio
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.asyncio
 async def test_a_run_that_newer_ones_pushed_out_is_recalled_from_the_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_module, "KEPT_ENDED", 1)
+    monkeypatch.setattr(roster, "KEPT_ENDED", 1)
     async with one_node(tmp_path) as node:
         told = {}
         for name in ("first", "second"):

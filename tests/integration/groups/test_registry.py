@@ -38,8 +38,7 @@ from agentd.api.types import (
     WorkerState,
     WorkerStatus,
 )
-from agentd.groups import journal, supervisor
-from agentd.groups import registry as registry_module
+from agentd.groups import intake, journal, supervisor
 from tests.support.fleet import is_gone
 from tests.support.noding import PATIENCE_S, Node, one_node, program, run_spec
 from tests.support.waiting import wait_until_async
@@ -492,8 +491,8 @@ async def test_a_disk_that_does_not_answer_refuses_the_run_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = threading.Event()
-    monkeypatch.setattr(registry_module, "ADMISSION_S", 0.2)
-    monkeypatch.setattr(registry_module, "plan_node", lambda *_: answer.wait(PATIENCE_S))
+    monkeypatch.setattr(intake, "ADMISSION_S", 0.2)
+    monkeypatch.setattr(intake, "plan_node", lambda *_: answer.wait(PATIENCE_S))
     async with one_node(tmp_path) as node:
         try:
             with pytest.raises(ProgramUnusable, match="did not answer"):
