@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import secrets
 import signal
@@ -18,18 +17,18 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from agentd.api.types import TERMINAL, Failure, GroupStatus, Phase, WorkerState, WorkerStatus
+from agentd.api.types import TERMINAL, GroupStatus, Phase, WorkerState
 from agentd.core import group_events as ev
 from agentd.core.conditions import Condition
 from agentd.core.contact import Contact
 from agentd.core.group import GroupState, HostState, step
-from agentd.groups import history, layout
+from agentd.groups import history, layout, told
 from agentd.groups.facilities import Facilities
 from agentd.groups.left import LeftGroup, state_text
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Member
 from agentd.groups.reap import SECOND_LOOK_S
-from agentd.groups.records import ElasticEventRow, GroupRow
+from agentd.groups.records import GroupRow
 from agentd.groups.stuck import StuckGroup, describe
 from agentd.groups.witness import WorkerWitness
 from agentd.host import wire
@@ -168,38 +167,23 @@ class Supervisor:
 
     def on_host_frame(self, frame: wire.ReportFrame) -> None:
         """One report of the host becomes one event; what its agent recorded only goes to the journal."""
-        event = self._event_of(frame)
-        if event is not None:
-            self.post(event, frame.sequence)
+        self._heed(frame)
+        if isinstance(frame, wire.Recorded):
+            self._shared.journal.post(told.recorded(self._spec, frame))
+        else:
+            self.post(told.event_of(self._spec, frame), frame.sequence)
 
-    def _event_of(self, frame: wire.ReportFrame) -> ev.GroupEvent | None:
+    def _heed(self, frame: wire.ReportFrame) -> None:
+        """The witness looks after the workers that there are now."""
         match frame:
-            case wire.Ready():
+            case wire.Ready() | wire.Done():
                 self._witness.clear()
-                return ev.HostReady(frame.master_port)
             case wire.Started():
-                workers = tuple(self._worker(worker) for worker in frame.workers)
                 self._witness.watch([ProcessIdentity(w.pid, w.start_time) for w in frame.workers])
-                return ev.WorkersStarted(frame.round, workers)
             case wire.Exited():
                 self._witness.told(frame.pid)
-                return ev.WorkerExited(
-                    frame.round, frame.local_rank, frame.exit_code, frame.signal, frame.torn_down
-                )
-            case wire.Failed():
-                return self._failure_event(frame)
-            case wire.Done():
-                self._witness.clear()
-                return ev.WorkersDone(frame.round)
-            case wire.Isolated():
-                return ev.RoundStopped(frame.round, frame.reason)
-            case wire.Unkillable():
-                return ev.WorkersUnkillable(_stuck_sentence(frame.pids, frame.wait_channels))
-            case wire.Ended():
-                return ev.HostEnding(frame.reason)
-            case wire.Recorded():
-                self._shared.journal.post(self._elastic_event(frame))
-                return None
+            case _:
+                pass
 
     def on_host_met(self) -> None:
         """It is connected again."""
@@ -209,40 +193,6 @@ class Supervisor:
     def on_host_exit(self, reason: str) -> None:
         """The host process is gone."""
         self.post(ev.HostDied(reason))
-
-    def _worker(self, worker: wire.StartedWorker) -> WorkerStatus:
-        return WorkerStatus(
-            role=self.role,
-            rank=worker.rank,
-            local_rank=worker.local_rank,
-            role_rank=worker.role_rank,
-            pid=worker.pid,
-            state=WorkerState.HEALTHY,
-            started_at=worker.started_at,
-            log_dir=worker.log_dir,
-        )
-
-    def _failure_event(self, frame: wire.Failed) -> ev.WorkersFailed:
-        failures = tuple(
-            Failure(
-                node_id=self._spec.node_id,
-                role=self.role,
-                round=frame.round,
-                rank=worker.rank,
-                local_rank=worker.local_rank,
-                pid=worker.pid,
-                exit_code=worker.exit_code,
-                signal=worker.signal,
-                message=worker.message,
-                stderr_tail=worker.stderr_tail,
-                time=worker.time,
-                error_file=worker.error_file,
-                log_dir=worker.log_dir,
-            )
-            for worker in frame.failures
-        )
-        ages = tuple(worker.age_s for worker in frame.failures)
-        return ev.WorkersFailed(frame.round, failures, ages, frame.reason)
 
     # The life of the group.
 
@@ -288,17 +238,17 @@ class Supervisor:
         if state is before and not isinstance(event, ev.HostSpawned):
             return
         moved = state.phase is not before.phase
-        told = history.of_group(self._spec, event, before, state, time.time())
+        entries = history.of_group(self._spec, event, before, state, time.time())
         ending = state.ending != before.ending
         if moved or ending or state.round != before.round or isinstance(event, ev.HostSpawned | ev.Begin):
-            await self._shared.journal.write(self.row(), *told)
-        elif told:
+            await self._shared.journal.write(self.row(), *entries)
+        elif entries:
             # Together, or the next agentd would tell of it once more.
-            self._shared.journal.post(self.row(), *told)
+            self._shared.journal.post(self.row(), *entries)
         if moved:
             _log.info("group is %s", state.phase, extra=self._facts())
         if isinstance(event, ev.WorkersStarted):
-            self._remember_logs(event)
+            self._logs.extend(told.logs_of(event))
         self._status = state.as_status()
         self._changed()
         if isinstance(event, ev.HostSpawned) and self._handle is not None:
@@ -388,9 +338,9 @@ class Supervisor:
     def _accuse_host(self, pid: int) -> None:
         if self._handle is None or self._handle.over or self._state.host is not HostState.LIVE:
             return
-        told = f"it hangs: it did not tell of the end of its worker {pid}"
-        _log.warning("a host is ended because %s", told, extra=self._facts())
-        self.post(ev.HostEnding(told))
+        reason = f"it hangs: it did not tell of the end of its worker {pid}"
+        _log.warning("a host is ended because %s", reason, extra=self._facts())
+        self.post(ev.HostEnding(reason))
         self._in_background(self._sweep())
 
     async def _sweep(self) -> None:
@@ -440,28 +390,6 @@ class Supervisor:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def _remember_logs(self, event: ev.WorkersStarted) -> None:
-        self._logs.extend(
-            WorkerLog(
-                role=worker.role,
-                round=event.round,
-                local_rank=worker.local_rank,
-                rank=worker.rank,
-                directory=worker.log_dir,
-            )
-            for worker in event.workers
-            if worker.log_dir
-        )
-
-    def _elastic_event(self, frame: wire.Recorded) -> ElasticEventRow:
-        return ElasticEventRow(
-            run_id=self._spec.run_id,
-            incarnation=self._spec.incarnation,
-            role=self.role,
-            sequence=frame.sequence,
-            event=frame.event,
-        )
-
     def _facts(self) -> dict[str, object]:
         return {
             "run_id": self._spec.run_id,
@@ -475,9 +403,3 @@ class Supervisor:
 
 def _new_state(spec: wire.HostSpec) -> GroupState:
     return GroupState(role=spec.role, local_world_size=spec.local_world_size, stop_grace=spec.stop_grace_s)
-
-
-def _stuck_sentence(pids: Sequence[int], channels: Sequence[str]) -> str:
-    pairs = itertools.zip_longest(pids, channels[: len(pids)], fillvalue="")
-    named = ", ".join(f"{pid} ({channel or 'where is unknown'})" for pid, channel in pairs)
-    return f"SIGKILL did not end {named}"
