@@ -146,7 +146,7 @@ def test_an_unkillable_worker_costs_its_own_place_and_nothing_else(tmp_path: Pat
 
         shown = node(nodes, "b")
         assert str(frozen) in shown.condition_details["UNKILLABLE"], shown
-        assert not is_ready(nodes, "b")
+        wait_until(lambda: not is_ready(nodes, "b"), PATIENCE_S)
         assert is_ready(nodes, "a")
 
         # The next agentd of the node knows it, too, and is there at once.

@@ -13,10 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import agentd_client
 from agentctl.exits import ExitCode, of_error
-from agentctl.show.messages import to_dict
-from agentd.api import convert
 from agentd.api.errors import AgentError
 from agentd.groups.reap import reap
 from tests.support import leaks
@@ -183,8 +180,13 @@ class Fleet:
 
 def _ask_status(run_id: str, targets: Sequence[str]) -> dict[str, Any]:
     """What `agentctl status` prints, without its start: tests ask until they see what they wait for."""
+    # Only here: programs of tests that use this module prove that they run without gRPC.
+    from agentctl.show.messages import to_dict
+    from agentd.api import convert
+    from agentd_client import Fleet as Client
+
     try:
-        with agentd_client.Fleet(targets) as asked:
+        with Client(targets) as asked:
             report = asked.find(run_id).status()
     except AgentError as error:
         if of_error(error) is ExitCode.NOT_FOUND:
