@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from agentd.api.types import Phase, RunStatus, StopRequest
-from agentd.groups import witness
+from agentd.groups import supervisor, witness
 from agentd.groups.witness import WorkerWitness
 from agentd.procs.identity import identify
 from tests.support.noding import one_node, program, run_spec
@@ -50,23 +48,6 @@ def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T")
 
 
-@contextlib.asynccontextmanager
-async def kept_stopped(pid: int) -> AsyncIterator[None]:
-    """Stopped again each time it is woken, as what hangs stays hung; until it is gone."""
-
-    async def keep() -> None:
-        with contextlib.suppress(ProcessLookupError):
-            while True:
-                os.kill(pid, signal.SIGSTOP)
-                await asyncio.sleep(0.01)
-
-    task = asyncio.create_task(keep())
-    try:
-        yield
-    finally:
-        task.cancel()
-
-
 async def test_a_stop_wakes_a_stopped_host_and_workers_have_their_grace(tmp_path: Path) -> None:
     async with one_node(tmp_path) as node:
         saving = program(*SAVES, env={"SAVED": str(tmp_path / "saved-")})
@@ -95,14 +76,18 @@ async def test_the_end_of_a_worker_wakes_its_stopped_host(tmp_path: Path) -> Non
         assert status.restart_count == 1
 
 
-async def test_a_host_that_hangs_is_replaced_when_a_worker_has_ended(tmp_path: Path) -> None:
+async def test_a_host_that_hangs_is_replaced_when_a_worker_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What hangs is not woken by a signal.
+    monkeypatch.setattr(supervisor, "send_signal", lambda *_: None)
     async with one_node(tmp_path) as node:
         await node.run(run_spec(max_restarts=1))
         status = await node.runs("job")
         host = host_of(status)
-        async with kept_stopped(host):
-            os.kill(worker_of(status), signal.SIGKILL)
-            status = await node.runs("job", 2)
+        os.kill(host, signal.SIGSTOP)
+        os.kill(worker_of(status), signal.SIGKILL)
+        status = await node.runs("job", 2)
         assert host_of(status) != host
         assert status.restart_count == 1
 
