@@ -14,6 +14,7 @@ from pathlib import Path
 
 from agentd.elastic import (
     LocalElasticAgent,
+    LogsSpecs,
     ProcessFailure,
     RendezvousHandler,
     RoundLogsSpecs,
@@ -158,6 +159,7 @@ class Rig:
         handler: RendezvousHandler | None = None,
         waiter: Waiter | None = None,
         cwd: str | None = None,
+        logs_specs: LogsSpecs | None = None,
     ) -> LocalElasticAgent:
         self.rendezvous.size, self.rendezvous.restarts = size, restarts
         spec = WorkerSpec(
@@ -171,7 +173,7 @@ class Rig:
         )
         return LocalElasticAgent(
             spec,
-            RoundLogsSpecs(str(self.logs)),
+            logs_specs or RoundLogsSpecs(str(self.logs)),
             shutdown_timeout=grace,
             waiter=waiter or self.waiter,
             base_env={**os.environ, "FOLDER": str(self.folder), **(env or {})},

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agentd.elastic import WorkerState
+from agentd.elastic import RoundLogsSpecs, WorkerState
+from agentd.elastic.multiprocessing import LogsDest
 from agentd.procs.spawn import SpawnError
 from tests.integration.elastic.rig import PlainRendezvous, Rig
 
@@ -138,11 +139,18 @@ def test_a_start_that_fails_here_is_told_to_the_others(rig: Rig) -> None:
     assert rig.rendezvous.calls[-1] == "gone 2"
 
 
+class SecondCannotWrite(RoundLogsSpecs):
+    """The second worker's standard error is a folder, so it cannot be opened."""
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        dest = super().reify(envs)
+        dest.stderrs[1] = self.root_log_dir
+        return dest
+
+
 def test_a_start_that_fails_halfway_stops_what_was_started(rig: Rig) -> None:
-    # The second worker's stderr.log is a folder, so it cannot be opened.
-    (rig.logs / "round_1" / "1" / "stderr.log").mkdir(parents=True)
     with pytest.raises(IsADirectoryError):
-        rig.shell("exec sleep 1000", size=2).run()
+        rig.shell("exec sleep 1000", size=2, logs_specs=SecondCannotWrite(str(rig.logs))).run()
     assert rig.rendezvous.exits[0].torn_down
 
 
