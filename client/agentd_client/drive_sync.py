@@ -22,6 +22,7 @@ READ_AHEAD = 16
 """Messages of one stream that wait for the plan; beyond them the stream waits."""
 
 _JOIN_TIMEOUT_S = 5.0
+"""How long a call that was given up may take to be over."""
 
 
 class SyncChannels:
@@ -126,6 +127,7 @@ class _Session:
         finally:
             for _, future in futures:
                 future.cancel()
+                _wait_until_over(future)
 
     def _receive(self, timeout_s: float) -> p.StreamEvent | None:
         deadline = time.monotonic() + timeout_s
@@ -175,6 +177,7 @@ class _Pump:
         self._rpc.cancel()
         self._room.release()
         self._thread.join(_JOIN_TIMEOUT_S)
+        _wait_until_over(self._rpc)
 
     def _pump(self) -> None:
         error: AgentError | None = None
@@ -204,6 +207,17 @@ def _start(channel: grpc.Channel, call: p.Call[Any]) -> Any:
     if not call.method.streams:
         return _start_unary(channel, call)
     return stubs.stream(channel, call)(call.request, timeout=call.timeout_s)
+
+
+def _wait_until_over(rpc: Any) -> None:
+    """Until gRPC's own thread has let go of the call.
+
+    It tells of the end while it holds the call's lock. A process that ends in that moment kills it there,
+    and then waits for that lock for ever when it deletes the call.
+    """
+    over = threading.Event()
+    if rpc.add_callback(over.set):
+        over.wait(_JOIN_TIMEOUT_S)
 
 
 def _settle(call: p.Call[Any], future: Any) -> Message | AgentError:

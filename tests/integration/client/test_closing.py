@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from agentd_client import AsyncFleet, AsyncRunHandle, Command, Fleet, RoleSpec, RunHandle, RunSpec
+from agentd_client import AsyncFleet, AsyncRunHandle, Command, Fleet, RoleSpec, RunHandle, RunSpec, drive_sync
 from agentd_client.testing import FakeFleet
 from tests.support.waiting import wait_until, wait_until_async
 
@@ -64,3 +64,16 @@ def test_what_waits_in_a_thread_ends_when_its_fleet_is_closed(fakes: FakeFleet) 
     fleet.close()
     waiting.join(SOON_S)
     assert said == ["this client is closed"]
+
+
+def test_a_call_that_is_given_up_is_waited_for_until_grpc_has_let_go_of_it() -> None:
+    """Else a process that ends now may wait for gRPC's lock on the call, which a thread took along."""
+    told: list[str] = []
+
+    class GivenUp:
+        def add_callback(self, over: Callable[[], None]) -> bool:
+            threading.Timer(0.05, lambda: (told.append("over"), over())).start()
+            return True
+
+    drive_sync._wait_until_over(GivenUp())
+    assert told == ["over"]
