@@ -36,12 +36,12 @@ class OomWatch:
 
     def explain(self, pid: int) -> str:
         """Why a process got SIGKILL just now, if the OOM killer has a part in it; else empty."""
-        if record := kernel_record(pid):
-            return f"the kernel's OOM killer ended it: {record}"
         # Against the last look but one: the last may have come between the kill and this.
         killed = kill_count() - self._before
         if killed <= 0:
-            return ""
+            return ""  # at once: the log is long, and others wait to hear of the failure
+        if record := kernel_record(pid):
+            return f"the kernel's OOM killer ended it: {record}"
         return (
             f"most likely by the kernel's OOM killer, which ended {killed} on this machine in the last "
             f"{2 * LOOK_S:g} s: see dmesg"
