@@ -72,7 +72,11 @@ def test_a_call_that_is_given_up_is_waited_for_until_grpc_has_let_go_of_it() -> 
 
     class GivenUp:
         def add_callback(self, over: Callable[[], None]) -> bool:
-            threading.Timer(0.05, lambda: (told.append("over"), over())).start()
+            def end() -> None:
+                told.append("over")
+                over()
+
+            threading.Timer(0.05, end).start()
             return True
 
     drive_sync._wait_until_over(GivenUp())
