@@ -5,7 +5,7 @@ MAKEFLAGS   += --no-print-directory
 .DEFAULT_GOAL := help
 
 PYTHON   ?= python3
-WORKERS  ?= 2
+WORKERS  ?= 4
 ARGS     ?=
 SEED     ?=
 FAULTS   ?=
