@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
+from agentd_client import Command, Fleet, Phase, RoleSpec, RunSpec
 from tests.support.fleet import (
     Node,
     agentctl,
@@ -32,6 +34,13 @@ def one_run(node: Node, script: Path, run_id: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def one_program(fleet: Fleet, script: Path, run_id: str) -> None:
+    """The same by the client library, for the many: most of a run is the start of an agentctl."""
+    command = Command(entrypoint=str(script), python=sys.executable)
+    report = fleet.run(RunSpec(run_id=run_id, roles=(RoleSpec(command=command),))).wait(120)
+    assert report.status.phase is Phase.SUCCEEDED, report.status.reason
+
+
 def settled(node: Node, fds: int) -> bool:
     few = count_descriptors(node.pid) <= fds and count_threads(node.pid) <= MOST_THREADS
     return few and not descendants(node.pid)
@@ -51,8 +60,8 @@ def test_runs_in_a_row_and_twenty_at_once_leave_nothing(tmp_path: Path, in_a_row
             list(pool.map(lambda i: one_run(node, script, f"warm-{i}"), range(WARM_UP)))
         wait_until(lambda: not descendants(node.pid), 30)
         fds, memory = count_descriptors(node.pid), psutil.Process(node.pid).memory_info().rss
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda i: one_run(node, script, f"row-{i}"), range(in_a_row)))
+        with Fleet([node.target]) as client, ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda i: one_program(client, script, f"row-{i}"), range(in_a_row)))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda i: one_run(node, script, f"at-once-{i}"), range(AT_ONCE)))
         wait_until(lambda: settled(node, fds), 60, what=f"at most {fds} descriptors, no process")
