@@ -30,7 +30,9 @@ DEATHLINK = str(Path(__file__).with_name("deathlink.py"))
 LINK_TIMEOUT_S = 30.0
 RESET_BY_SUBPROCESS = {signal.SIGPIPE, signal.SIGXFSZ}
 
-Starter: TypeAlias = "Callable[[str, Sequence[str], int, dict[str, Any]], subprocess.Popen[bytes]]"
+Starter: TypeAlias = (
+    "Callable[[str, Sequence[str], int, Lifeline | None, dict[str, Any]], subprocess.Popen[bytes]]"
+)
 
 
 class SpawnError(OSError):
@@ -107,9 +109,7 @@ def spawn(
                 "start_new_session": new_session,
                 "pass_fds": () if lifeline is None else (lifeline.theirs,),
             }
-            popen = start(program, argv, parent_death_signal or 0, options)
-            if lifeline is not None:
-                lifeline.tie(popen.pid, parent_death_signal or 0)
+            popen = start(program, argv, parent_death_signal or 0, lifeline, options)
     except OSError as error:
         raise _explained(error, program, cwd) from error
     except ValueError as error:
@@ -156,13 +156,21 @@ def _ignored_signals() -> list[int]:
 
 
 def _start_plain(
-    program: str, argv: Sequence[str], _death_signal: int, options: dict[str, Any]
+    program: str,
+    argv: Sequence[str],
+    _death_signal: int,
+    _lifeline: Lifeline | None,
+    options: dict[str, Any],
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(list(argv), executable=program, **options)
 
 
 def _start_forked(
-    program: str, argv: Sequence[str], death_signal: int, options: dict[str, Any]
+    program: str,
+    argv: Sequence[str],
+    death_signal: int,
+    lifeline: Lifeline | None,
+    options: dict[str, Any],
 ) -> subprocess.Popen[bytes]:
     prctl.load()
     parent = os.getpid()
@@ -174,6 +182,9 @@ def _start_forked(
             # The parent may have died before the link was made.
             if os.getppid() != parent:
                 os._exit(128 + death_signal)
+        if lifeline is not None:
+            # Here, not by the parent afterwards: by then the program runs and may have started others.
+            lifeline.tie(os.getpid(), death_signal)
         for number in ignored:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -183,11 +194,17 @@ def _start_forked(
 
 
 def _start_linked(
-    program: str, argv: Sequence[str], death_signal: int, options: dict[str, Any]
+    program: str,
+    argv: Sequence[str],
+    death_signal: int,
+    lifeline: Lifeline | None,
+    options: dict[str, Any],
 ) -> subprocess.Popen[bytes]:
     report, told = os.pipe2(os.O_CLOEXEC)
     try:
-        shim = [sys.executable, "-I", "-S", DEATHLINK, str(int(death_signal)), str(os.getpid()), str(told)]
+        tied = -1 if lifeline is None else lifeline.theirs
+        numbers = map(str, (int(death_signal), os.getpid(), told, tied))
+        shim = [sys.executable, "-I", "-S", DEATHLINK, *numbers]
         try:
             options = {**options, "pass_fds": (told, *options["pass_fds"])}
             popen = subprocess.Popen([*shim, program, *argv], **options)
