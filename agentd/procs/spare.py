@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,8 +18,14 @@ T = TypeVar("T")
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """What says nothing about the file that was to be opened."""
 
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE)
+_PATIENCE_S = 1.0
+_PAUSE_S = 0.001
 
-class _Spare:
+
+class Spare:
+    """One descriptor, for one call at a time."""
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._fd = _opened()
@@ -28,9 +35,28 @@ class _Spare:
             if self._fd is not None:
                 os.close(self._fd)
             try:
-                return call()
+                return _answered(call)
             finally:
                 self._fd = _opened()
+
+    def close(self) -> None:
+        """Keep none back any more."""
+        with self._lock:
+            if self._fd is not None:
+                os.close(self._fd)
+            self._fd = None
+
+
+def _answered(call: Callable[[], T]) -> T:
+    """Another thread may be first to take what was given back; all who ask here need it for a moment only."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in _EXHAUSTED or time.monotonic() >= until:
+                raise
+        time.sleep(_PAUSE_S)
 
 
 def _opened() -> int | None:
@@ -39,7 +65,7 @@ def _opened() -> int | None:
     return None
 
 
-_spare = _Spare()
+_spare = Spare()
 
 
 def asked(call: Callable[[], T]) -> T:
@@ -47,6 +73,6 @@ def asked(call: Callable[[], T]) -> T:
     try:
         return call()
     except OSError as error:
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
+        if error.errno not in _EXHAUSTED:
             raise
     return _spare.lend(call)

@@ -8,6 +8,7 @@ import os
 import resource
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -15,6 +16,7 @@ from agentd.procs import identity, procfs, tree
 from agentd.procs import spawn as spawning
 from agentd.procs.pool import Pool
 from agentd.procs.resources import HEADROOM, missing_descriptors
+from agentd.procs.spare import Spare
 from agentd.procs.spawn import SpawnError, spawn
 
 
@@ -54,17 +56,27 @@ def test_a_process_at_its_limit_does_not_take_the_living_for_dead() -> None:
 
 def test_many_threads_share_the_spare_descriptor() -> None:
     own = identity.identify(os.getpid())
-    found: list[object] = []
-    threads = [
-        threading.Thread(target=lambda: found.extend(identity.identify(os.getpid()) for _ in range(50)))
-        for _ in range(4)
-    ]
-    with at_the_limit():
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    with at_the_limit(), ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: identity.identify(os.getpid()), range(200)))
     assert found == [own] * 200
+
+
+def test_who_is_overtaken_to_the_spare_descriptor_gets_it_next() -> None:
+    spare = Spare()
+    taken: list[int] = []
+
+    def call() -> int:
+        if taken:
+            os.close(taken[0])
+        else:
+            taken.append(os.open("/", os.O_PATH))
+        fd = os.open("/", os.O_PATH)
+        os.close(fd)
+        return fd
+
+    with at_the_limit():
+        assert spare.lend(call) == taken[0]
+    spare.close()
 
 
 def test_the_limit_is_named_before_it_is_reached() -> None:
