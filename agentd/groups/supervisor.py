@@ -30,7 +30,7 @@ from agentd.groups.ports import Member
 from agentd.groups.reap import SECOND_LOOK_S
 from agentd.groups.records import GroupRow
 from agentd.groups.stuck import StuckGroup, describe
-from agentd.groups.witness import WorkerWitness
+from agentd.groups.witness import VERDICT, WorkerWitness
 from agentd.host import wire
 from agentd.host.handle import HostHandle
 from agentd.procs import cgroups, tree
@@ -85,9 +85,14 @@ class Supervisor:
         self._witness = WorkerWitness(self._wake_host, self._accuse_host)
         """Knows the workers of which the host has not said that nothing is left."""
         if left:
-            running = {worker.pid for worker in self._state.workers if WorkerState.is_running(worker.state)}
+            ended = [worker for worker in self._state.workers if not WorkerState.is_running(worker.state)]
+            running = {worker.pid for worker in self._state.workers if worker not in ended}
             # Of others, unreaped or not yet known, nothing more is told, or their start is told first.
-            self._witness.watch(left.sessions, {leader.pid for leader in left.sessions} - running)
+            self._witness.watch(
+                left.sessions,
+                {leader.pid for leader in left.sessions} - running,
+                well=all(worker.state is WorkerState.SUCCEEDED for worker in ended),
+            )
         self._logs: deque[WorkerLog] = deque(left.logs if left else (), maxlen=KEPT_LOGS)
         self._background: set[asyncio.Task[None]] = set()
         self._task = asyncio.get_running_loop().create_task(self._live(), name=f"group {self._dir}")
@@ -181,7 +186,11 @@ class Supervisor:
             case wire.Started():
                 self._witness.watch([ProcessIdentity(w.pid, w.start_time) for w in frame.workers])
             case wire.Exited():
-                self._witness.told(frame.pid)
+                # If somebody stops the host itself, it says what follows once its workers had their grace.
+                doubt_s = self._spec.stop_grace_s if told.may_be_a_stop(frame) else 0.0
+                self._witness.told(frame.pid, told.end_of(frame), doubt_s)
+            case wire.Failed() | wire.Isolated():
+                self._witness.verdict_told()
             case _:
                 pass
 
@@ -338,7 +347,13 @@ class Supervisor:
     def _accuse_host(self, pid: int) -> None:
         if self._handle is None or self._handle.over or self._state.host is not HostState.LIVE:
             return
-        reason = f"it hangs: it did not tell of the end of its worker {pid}"
+        if pid == VERDICT and self._state.overdue_at is not None:
+            # It is stopping its workers, who have their grace; that has a deadline of its own.
+            return
+        untold = (
+            "what follows from the end of its workers" if pid == VERDICT else f"the end of its worker {pid}"
+        )
+        reason = f"it hangs: it did not tell {untold}"
         _log.warning("a host is ended because %s", reason, extra=self._facts())
         self.post(ev.HostEnding(reason))
         self._in_background(self._sweep())

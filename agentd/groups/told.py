@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -46,6 +47,18 @@ def event_of(spec: wire.HostSpec, frame: Told) -> ev.GroupEvent:
             return ev.WorkersUnkillable(_stuck_sentence(frame.pids, frame.wait_channels))
         case wire.Ended():
             return ev.HostEnding(frame.reason)
+
+
+def end_of(frame: wire.Exited) -> WorkerState:
+    """How a worker ended."""
+    if frame.torn_down:
+        return WorkerState.STOPPED
+    return WorkerState.SUCCEEDED if frame.exit_code == 0 else WorkerState.FAILED
+
+
+def may_be_a_stop(frame: wire.Exited) -> bool:
+    """Whether it may have been meant for the host and all its workers, as when the machine goes down."""
+    return frame.signal == signal.SIGTERM or frame.exit_code == 128 + signal.SIGTERM
 
 
 def recorded(spec: wire.HostSpec, frame: wire.Recorded) -> ElasticEventRow:
