@@ -26,13 +26,16 @@ class NodeRendezvous:
         self._agent_uid = agent_uid
         self._epochs = itertools.count(daemon_starts * _EPOCHS_PER_START)
 
-    def create(self, spec: RunSpec, incarnation: int, address: str, record: str = "") -> None:
+    def create(
+        self, spec: RunSpec, incarnation: int, address: str, record: str = "", started_at: float = 0.0
+    ) -> None:
         """Be the hub of a run, reached by others at `address`; again changes nothing.
 
-        `record` is what an earlier agentd journalled of it.
+        `record` is what an earlier agentd journalled of it, `started_at` when the run was started.
         """
         self._hub.address = address
-        self._hub.create(spec, incarnation, read_record(record) if record else None)
+        known = read_record(record) if record else None
+        self._hub.create(spec, incarnation, known, started_at=started_at)
 
     def view(self, run_id: str, incarnation: int) -> RunStatus | None:
         """The whole of a run whose hub is here; None if it is not, or goes away."""

@@ -119,7 +119,7 @@ class Intake:
     async def be_hub(self, row: RunRow, record: str) -> None:
         """Be the hub of a run once more, with what an earlier agentd journalled of it."""
         address = await self._advertise("")
-        self._rendezvous.create(row.spec, row.incarnation, address, record)
+        self._rendezvous.create(row.spec, row.incarnation, address, record, row.status.started_at)
 
     def _check_node_name(self, request: RunRequest) -> None:
         name, spec = request.node_name, request.spec
@@ -147,7 +147,7 @@ class Intake:
             write = self._shared.journal.write if known else self._shared.journal.require
             await write(part.row(run.status), *groups)
             if part.hub_here and not request.join:
-                self._rendezvous.create(part.spec, incarnation, part.address)
+                self._rendezvous.create(part.spec, incarnation, part.address, started_at=part.started_at)
         except BaseException:
             self._shared.journal.post(ForgetRun(run_id=run_id, incarnation=incarnation))
             raise

@@ -66,10 +66,12 @@ class Listener(Protocol):
 class Rendezvous(Protocol):
     """The hubs of all runs; an empty address is the hub of this node."""
 
-    def create(self, spec: RunSpec, incarnation: int, address: str, record: str = "") -> None:
+    def create(
+        self, spec: RunSpec, incarnation: int, address: str, record: str = "", started_at: float = 0.0
+    ) -> None:
         """Be the hub of a run, reached by others at `address`; again changes nothing.
 
-        `record` is what an earlier agentd journalled of it.
+        `record` is what an earlier agentd journalled of it, `started_at` when the run was started.
         """
 
     def view(self, run_id: str, incarnation: int) -> RunStatus | None:

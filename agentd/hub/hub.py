@@ -56,16 +56,27 @@ class Hub:
         self._ticker: asyncio.Task[None] | None = None
         self._closed = False
 
-    def create(self, spec: RunSpec, incarnation: int, record: HubRecord | None = None) -> None:
-        """Begin a run, or go on with one of which a record is left. Doing it again changes nothing."""
+    def create(
+        self, spec: RunSpec, incarnation: int, record: HubRecord | None = None, *, started_at: float = 0.0
+    ) -> None:
+        """Begin a run, or go on with one of which a record is left. Doing it again changes nothing.
+
+        `started_at`: when the run was started, by the wall clock; 0: now.
+        """
         key = (spec.run_id, incarnation)
         known = self._newest.get(spec.run_id, 0)
         if key in self._runs or key in self._tombstones:
             return
         if incarnation <= known:
             raise StaleIncarnation(spec.run_id, incarnation, known)
+        now = time.time()
         plan = make_plan(
-            spec, incarnation, hub_node_id=self.node_id, hub_address=self.address, started_at=time.time()
+            spec,
+            incarnation,
+            hub_node_id=self.node_id,
+            hub_address=self.address,
+            started_at=started_at or now,
+            hub_since=now,
         )
         run = HubRun(plan, self._journal, self._own_time, self._held_up, self._bury, record)
         self._newest[spec.run_id] = incarnation

@@ -19,7 +19,7 @@ def granted(plan: RunPlan, now: float, record: HubRecord | None) -> Renewal | No
     """The lease a hub begins with; None: the run asked for none."""
     if plan.controller_lease is None:
         return None
-    return Renewal(now, plan.started_at, "its hub began again" if record else "it was started")
+    return Renewal(now, plan.hub_since, "its hub began again" if record else "it was started")
 
 
 def renew(turn: Turn, time: float) -> None:

@@ -22,7 +22,9 @@ class RunPlan:
     hub_node_id: str
     hub_address: str
     started_at: float
-    """When this hub began it, by the wall clock."""
+    """When the run was started, by the wall clock."""
+    hub_since: float
+    """When this hub began with it: later than the run, if it goes on where an earlier agentd was."""
     roles: Mapping[str, int]
     """Role to its place in the spec."""
     expected: Mapping[Member, int]
@@ -62,7 +64,13 @@ class RunPlan:
 
 
 def make_plan(
-    spec: RunSpec, incarnation: int, *, hub_node_id: str, hub_address: str = "", started_at: float = 0.0
+    spec: RunSpec,
+    incarnation: int,
+    *,
+    hub_node_id: str,
+    hub_address: str = "",
+    started_at: float = 0.0,
+    hub_since: float = 0.0,
 ) -> RunPlan:
     """Fill in a spec that admission has found valid."""
     rendezvous = spec.rendezvous
@@ -74,6 +82,7 @@ def make_plan(
         hub_node_id=hub_node_id,
         hub_address=hub_address,
         started_at=started_at,
+        hub_since=hub_since,
         roles={role.role: index for index, role in enumerate(spec.roles)},
         expected={member: index for index, member in enumerate(expected)},
         min_members=fewest,

@@ -105,12 +105,14 @@ def test_a_killed_agentd_costs_no_worker_and_the_next_goes_on(tmp_path: Path, vi
     with fleet(tmp_path, "a", "b") as nodes:
         begin(nodes, folder)
         before, began = processes(nodes), starts(folder)
+        started_at = nodes.status("r")["started_at"]
         nodes[victim].kill()
         nodes.again(victim)
         wait_until(lambda: attached(nodes), PATIENCE_S)
         assert processes(nodes) == before
         assert starts(folder) == began
         shown = nodes.status("r")
+        assert shown["started_at"] == started_at
         counts = (shown["phase"], shown["round"], shown.get("restart_count", 0))
         assert counts == ("PHASE_RUNNING", 1, 0)
         assert not shown.get("membership_changes")
