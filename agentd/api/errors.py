@@ -304,10 +304,11 @@ class Unreachable(AgentError):
     reason = "UNREACHABLE"
     code = Code.UNAVAILABLE
 
-    def __init__(self, target: str, problem: str = "") -> None:
+    def __init__(self, target: str, problem: str = "", next_step: str = "") -> None:
         detail = f": {problem}" if problem else ""
+        next_step = next_step or "Start one there with `agentd`, or check the address."
         super().__init__(
-            f"no agentd answers at {target}{detail}. Start one there with `agentd`, or check the address.",
+            f"no agentd answers at {target}{detail}. {next_step}",
             {"target": target, "problem": problem},
         )
 

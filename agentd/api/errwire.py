@@ -76,7 +76,7 @@ def from_rpc_error(failure: RpcFailure, target: str, *, timeout: float = 0.0, me
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return LimitExceeded(f"a message to or from {target} ({details})", "4 MiB")
     if code is grpc.StatusCode.UNAVAILABLE:
-        return Unreachable(target, _cause(details))
+        return _unreachable(target, details)
     return AgentError(f"{target}: {code.name.lower().replace('_', ' ')}: {details}", {"target": target})
 
 
@@ -102,10 +102,23 @@ _CAUSE = re.compile(
 )
 
 
-def _cause(details: str) -> str:
+_SILENCES: Final = {
+    "before receiving SETTINGS frame": (
+        "a process there takes connections and says nothing",
+        "Look at it: it is another program, or an agentd that hangs and may be killed and started again.",
+    ),
+    "tcp handshaker shutdown": ("connection timed out", "See that its machine is up and can be reached."),
+}
+"""gRPC's words for a peer that does not say no: what they mean, and the next step."""
+
+
+def _unreachable(target: str, details: str) -> Unreachable:
     """What kept a connection from being made, without gRPC's own story around it."""
+    for words, (problem, next_step) in _SILENCES.items():
+        if words in details:
+            return Unreachable(target, problem, next_step)
     found = _CAUSE.search(details)
-    return found[1].strip().lower() if found else details
+    return Unreachable(target, found[1].strip().lower() if found else details)
 
 
 def _clipped(text: str, limit: int) -> str:

@@ -117,6 +117,25 @@ def test_a_node_that_does_not_answer_is_told_without_grpcs_own_story(details: st
     assert str(error).startswith(f"no agentd answers at x:1: {cause}. Start one")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "connection attempt timed out before receiving SETTINGS frame",
+            "no agentd answers at x:1: a process there takes connections and says nothing. Look at it: ",
+        ),
+        (
+            "tcp handshaker shutdown",
+            "no agentd answers at x:1: connection timed out. See that its machine is up",
+        ),
+    ],
+)
+def test_a_silent_peer_is_told_from_one_that_is_not_there(words: str, said: str) -> None:
+    details = f"failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: {words}"
+    error = errwire.from_rpc_error(Failed(grpc.StatusCode.UNAVAILABLE, details), "x:1")
+    assert str(error).startswith(said)
+
+
 def test_mangled_details_still_give_an_error() -> None:
     trailing = (("grpc-status-details-bin", b"\xff\xff\xff"),)
     error = errwire.from_rpc_error(Failed(grpc.StatusCode.NOT_FOUND, "no such", trailing), "node:1")
