@@ -6,32 +6,20 @@ undisturbed run under agentd, this one the comparison with torchrun.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.fleet import BIN, Controller, agentctl, fleet
+from tests.support.training import SCRIPT, parameters, result
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(240)]
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "ddp_train.py"
 TRAINING_S = 120.0
-
-
-def result(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return found
-
-
-def parameters(folder: Path) -> list[float]:
-    weights, bias = result(folder)["parameters"]
-    return [*(value for row in weights for value in row), *bias]
 
 
 def training(folder: Path, *more: str) -> list[str]:

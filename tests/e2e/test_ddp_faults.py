@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -13,11 +12,11 @@ import pytest
 
 from tests.support.fleet import Fleet, fleet, is_gone, write_script
 from tests.support.netns import DEVICE, Network, network
+from tests.support.training import SCRIPT, parameters
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.torch, pytest.mark.root, pytest.mark.netns, pytest.mark.timeout(300)]
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "ddp_train.py"
 RUN = "hurt"
 LEASE_S = 2.0
 PATIENCE_S = 90.0
@@ -80,7 +79,7 @@ class Training:
             return 0
 
 
-def test_a_training_over_three_nodes_outlives_every_fault_with_the_right_parameters(
+def test_a_training_over_three_nodes_outlives_every_fault_with_the_rightparameters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # torch keeps a cache folder there
@@ -104,7 +103,7 @@ def test_a_training_over_three_nodes_outlives_every_fault_with_the_right_paramet
         assert "host" in ended["first_failure"]["message"], "of the last round that failed"
         _start(nodes, "calm", _training(calm), members="1", names=("a",))
         wait_until(lambda: nodes.phase("calm", "a") == "PHASE_SUCCEEDED", PATIENCE_S)
-    assert _parameters(hurt) == pytest.approx(_parameters(calm), abs=1e-9)
+    assert parameters(hurt) == pytest.approx(parameters(calm), abs=1e-9)
 
 
 def _kill_a_worker(run: Training) -> None:
@@ -154,8 +153,3 @@ def _start(
 
 def _training(folder: Path) -> list[str]:
     return [str(SCRIPT), "--steps", "150", "--checkpoint-every", "2", "--checkpoint-dir", str(folder)]
-
-
-def _parameters(folder: Path) -> list[float]:
-    weights, bias = json.loads((folder / "result.json").read_text())["parameters"]
-    return [*(value for row in weights for value in row), *bias]
