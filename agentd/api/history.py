@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from agentd.api.types import Phase, RunStatus
+from agentd.quickdata import dataclass
 
 
 class EventKind(str, enum.Enum):

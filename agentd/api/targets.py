@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from agentd.api.errors import InvalidSpec
+from agentd.quickdata import dataclass
 
 DEFAULT_PORT = 7460
 HIGHEST_PORT = 65535

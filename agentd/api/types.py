@@ -9,12 +9,13 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias
 
 from agentd.api.states import TERMINAL as TERMINAL
 from agentd.api.states import Phase as Phase
 from agentd.api.states import WorkerState as WorkerState
+from agentd.quickdata import dataclass
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 """Run ids and role names: they become folder names, so nothing in them may walk a path."""

@@ -10,11 +10,12 @@ import difflib
 import importlib
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from agentd.config.model import Config, default_config
 from agentd.config.settings import SETTINGS, Setting
+from agentd.quickdata import dataclass
 
 # By name, so that a type checker for 3.10 asks for neither.
 tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from agentd.api.targets import default_socket
+from agentd.quickdata import dataclass
 
 
 class LogFormat(str, enum.Enum):

@@ -6,7 +6,6 @@ import enum
 import ipaddress
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ from agentd.api.errors import InvalidSpec
 from agentd.api.targets import parse_target
 from agentd.api.types import NAME
 from agentd.config.model import HostMode, LogFormat, LogLevel
+from agentd.quickdata import dataclass
 
 E = TypeVar("E", bound=enum.Enum)
 

@@ -7,8 +7,10 @@ disk, and one wrong moment of a clock must not make all of them old.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Final
+
+from agentd.quickdata import dataclass
 
 TOLERANCE: Final = 600.0
 """Seconds a clock may be set by without a word."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from agentd.quickdata import dataclass
 
 
 class Condition(str, enum.Enum):

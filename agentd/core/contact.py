@@ -6,7 +6,7 @@ their way or lay unread, and while the machine sleeps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from agentd.quickdata import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 from agentd.api.types import TERMINAL, Failure, GroupStatus, Phase, WorkerState, WorkerStatus
@@ -48,6 +48,7 @@ from agentd.core.group_events import (
     WorkersUnkillable,
 )
 from agentd.core.lifecycle import END, Event, transition, worker_state
+from agentd.quickdata import dataclass
 
 STOP_MARGIN = defaults.KILL_WAIT + 1.0
 """How long past the grace a host may take to stop its workers: its own verdict on SIGKILL, and a little.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from agentd.api.types import Failure, Phase, WorkerStatus
 from agentd.core.assignment import Assignment
+from agentd.quickdata import dataclass
 
 # --- events: from the supervisor and the host ---------------------------------------------------------------
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+from agentd.quickdata import dataclass
 
 KEPT_AT_LEAST: Final = 3600.0
 """Seconds after its end in which a run is never forgotten: somebody is about to ask how it ended."""

@@ -12,12 +12,12 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from agentd.api.targets import Target, parse_target
 from agentd.daemon.exits import AlreadyRunning, ListenFailed
 from agentd.daemon.locks import FileLock
+from agentd.quickdata import dataclass
 
 SOCKET_PATH_LIMIT = 107
 """Bytes of a Unix socket's path, by the kernel."""

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
@@ -37,6 +36,7 @@ from agentd.groups.registry import Registry
 from agentd.groups.retention import Retention
 from agentd.hub.hub import Hub
 from agentd.procs.identity import boot_id
+from agentd.quickdata import dataclass
 from agentd.rpc.agent import AgentServicer
 from agentd.rpc.health import HealthServicer
 from agentd.rpc.health_book import HealthBook

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from agentd.api.targets import Target, default_socket
@@ -15,6 +14,7 @@ from agentd.daemon.listen import claim_port, claim_socket, plan, resolve_host
 from agentd.daemon.locks import FILE_NAME, FileLock, folder_locked
 from agentd.procs.node import listener_pid
 from agentd.procs.resources import SHORTAGES
+from agentd.quickdata import dataclass
 
 
 @dataclass(frozen=True, slots=True)

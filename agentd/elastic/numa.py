@@ -13,10 +13,10 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from agentd.elastic.topology import Gpu, Topology, read_topology
+from agentd.quickdata import dataclass
 
 __all__ = [
     "AffinityMode",

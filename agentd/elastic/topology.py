@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from agentd.quickdata import dataclass
 
 __all__ = ["Gpu", "Topology", "cpu_set", "read_topology"]
 

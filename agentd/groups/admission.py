@@ -10,13 +10,13 @@ import os
 import resource
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from agentd.api.errors import LimitExceeded, NoSuchDevice, ProgramUnusable
 from agentd.api.types import Command, EntrypointKind, LocalWorldSize, LocalWorldSizeRule, RoleSpec, RunSpec
 from agentd.core.specs import MAX_WORKERS_PER_NODE, check_environment, local_world_size_of, roles_of_node
 from agentd.procs.node import cpu_count, gpu_count
+from agentd.quickdata import dataclass
 
 DEFAULT_PYTHON = "python3"
 

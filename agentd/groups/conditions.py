@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from agentd.core.conditions import NEXT_STEP, NOT_READY, REFUSES_RUNS, Condition
+from agentd.quickdata import dataclass
 
 Source = Callable[[], Mapping[str, str]]
 """What degrades the node in the eyes of one part: a sentence by the name of the condition."""

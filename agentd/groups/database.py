@@ -14,11 +14,11 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agentd.groups.schema import STEPS, VERSION, NewerSchema, migrate
+from agentd.quickdata import dataclass
 
 CHECK_S = 5.0
 """A file so big that its check takes longer is used after as much of it was checked."""

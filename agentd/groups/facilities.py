@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import TypeVar
 
 from agentd.groups.conditions import Conditions
 from agentd.groups.journal import Journal
 from agentd.groups.stuck import StuckBook
 from agentd.host.door import HostDoor
+from agentd.quickdata import dataclass
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 from agentd.api.errors import JournalUnavailable
@@ -28,6 +28,7 @@ from agentd.groups.records import HubRow, Record
 from agentd.groups.remembered import Remembered, read
 from agentd.groups.schema import NewerSchema
 from agentd.procs.identity import boot_id
+from agentd.quickdata import dataclass
 
 PATIENCE = 1.0
 BEHIND = Condition.JOURNAL_BEHIND.value

@@ -12,7 +12,6 @@ import logging
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from agentd.api.types import LogStream
@@ -22,6 +21,7 @@ from agentd.groups.board import RunKey
 from agentd.groups.logcursor import WorkerLog, newest_round
 from agentd.procs.holes import cannot_punch, first_data, punch
 from agentd.procs.pool import Pool
+from agentd.quickdata import dataclass
 
 INTERVAL_S = 10.0
 """Between two looks: two calls to the kernel for each worker."""

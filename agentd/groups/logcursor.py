@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from agentd.api.channel import CHUNK_LIMIT
 from agentd.api.types import LogChunk, LogGap, LogsRequest, LogStream
 from agentd.procs.holes import first_data
 from agentd.procs.resources import SHORTAGES
+from agentd.quickdata import dataclass
 
 PATIENCE: Final = 0.2
 """Seconds an unfinished line is held back for its end."""

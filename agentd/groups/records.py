@@ -6,12 +6,13 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any, TypeAlias
 
 from agentd.api.convert import run_spec_to_message, run_status_to_message
 from agentd.api.history import EventWorker
 from agentd.api.types import TERMINAL, Phase, RunSpec, RunStatus
+from agentd.quickdata import dataclass
 
 WAITING_EVENTS = 1024
 """As many events of each kind of record wait for a slow disk, of a group what its agent recorded."""

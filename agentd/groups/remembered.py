@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -16,6 +15,7 @@ from agentd.api.types import Drain, Phase
 from agentd.groups.records import GroupRow, HubRow, RunRow
 from agentd.groups.wish import read_drain
 from agentd.hub.record import read_record
+from agentd.quickdata import dataclass
 from agentd.v1 import run_pb2
 
 T = TypeVar("T")

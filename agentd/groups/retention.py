@@ -14,7 +14,6 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -27,6 +26,7 @@ from agentd.groups.board import RunKey
 from agentd.groups.database import reading
 from agentd.groups.schema import NewerSchema
 from agentd.procs.pool import Pool
+from agentd.quickdata import dataclass
 from agentd.v1 import run_pb2
 
 INTERVAL_S = 600.0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
 
 from agentd.api.errors import RunNotFound
 from agentd.api.types import TERMINAL, GroupRef, RunRef, RunStatus, StreamEnd, WorkerState
@@ -18,6 +17,7 @@ from agentd.groups.devices import DeviceBook
 from agentd.groups.logs import WorkerLog
 from agentd.groups.records import RunRow
 from agentd.groups.run import NodeRun
+from agentd.quickdata import dataclass
 
 KEPT_ENDED = 256
 """Ended runs that Status still shows."""

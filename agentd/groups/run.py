@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import chain
 from types import MappingProxyType
 
@@ -28,6 +28,7 @@ from agentd.groups.records import RunRow
 from agentd.groups.supervisor import KEPT_LOGS, Supervisor
 from agentd.host.wire import HostSpec
 from agentd.hub.messages import RunFinished
+from agentd.quickdata import dataclass
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 

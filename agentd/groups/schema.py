@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from google.protobuf.message import DecodeError
 
+from agentd.quickdata import dataclass
 from agentd.v1 import run_pb2
 
 Statement: TypeAlias = str | Callable[[sqlite3.Connection], object]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from agentd.api.types import TERMINAL, GroupStatus, NodeStatus, Phase, RunSpec, RunStatus
 from agentd.core.conditions import Condition
 from agentd.core.lifecycle import least_advanced
 from agentd.core.specs import member_bounds
+from agentd.quickdata import dataclass
 
 
 @dataclass(frozen=True, slots=True)

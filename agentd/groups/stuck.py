@@ -10,12 +10,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 
 from agentd.core.conditions import Condition
 from agentd.groups.conditions import Conditions
 from agentd.procs import tree
 from agentd.procs.tree import Marks, StuckProcess
+from agentd.quickdata import dataclass
 
 LOOK_S = 0.5
 """Between two looks; each reads /proc once, in a thread."""

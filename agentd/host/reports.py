@@ -11,12 +11,13 @@ import logging
 import os
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from agentd.host.sound import LARGEST_COUNT
 from agentd.host.wire import Failed, Recorded, ReportFrame, WireError, as_json, decode
+from agentd.quickdata import dataclass
 
 FILE_NAME = "host.jsonl"
 RETRY_S = 0.5

@@ -10,7 +10,6 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from agentd.api.states import Phase
 from agentd.core.contact import NO_CONTACT
@@ -44,6 +43,7 @@ from agentd.procs.crew import UnkillableWorkers
 from agentd.procs.identity import ProcessIdentity, boot_id, identify
 from agentd.procs.pidfd import open_process
 from agentd.procs.waiter import Waiter
+from agentd.quickdata import dataclass
 
 MEET_TIMEOUT_S = 10.0
 """A host that nobody answers ends before it starts anything."""

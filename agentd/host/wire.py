@@ -11,13 +11,14 @@ import json
 import logging
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import ClassVar, TypeAlias
 
 from agentd.core.assignment import Assignment
 from agentd.core.contact import Contact
 from agentd.host.shaped import ShapeError, build, shown
 from agentd.host.sound import sound
+from agentd.quickdata import dataclass
 
 VERSION = 2
 """What is spoken here. It grows when a kind of frame is added, and when one changes its meaning."""

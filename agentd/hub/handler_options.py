@@ -8,11 +8,12 @@ import re
 import secrets
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import TYPE_CHECKING, Any
 
 from agentd.api.types import RendezvousSpec
 from agentd.core import defaults
+from agentd.quickdata import dataclass
 
 if TYPE_CHECKING:
     from agentd.elastic.rendezvous.api import RendezvousParameters

@@ -13,7 +13,6 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from agentd import __version__
@@ -27,6 +26,7 @@ from agentd.hub.member import CONNECT_TIMEOUT, FAREWELL_WAIT, MemberSession, Nod
 from agentd.hub.messages import Assignment, MemberWaiting, RunFinished, StopRound
 from agentd.hub.opening import Opening, open_run
 from agentd.hub.route import address_of_agent
+from agentd.quickdata import dataclass
 
 CLOSE_TIMEOUT = FAREWELL_WAIT + CONNECT_TIMEOUT
 """Longest `close` waits for the thread."""

@@ -7,11 +7,11 @@ its members of a run, so a message names the role where it is about one member.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from agentd.api.types import Failure, Phase, RunSpec, RunStatus
 from agentd.core import assignment
+from agentd.quickdata import dataclass
 
 
 class MemberCondition(enum.Enum):

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import random
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from agentd.api import convert
 from agentd.api.errors import AgentError, Code
 from agentd.api.types import Command, RendezvousSpec, RoleSpec, RunRequest, RunSpec, RunStatus
 from agentd.hub.links import CALL_TIMEOUT, ChannelFactory, call_once
+from agentd.quickdata import dataclass
 from agentd.v1.agent_service_pb2_grpc import AgentServiceStub
 
 FIRST_PAUSE = 0.1

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from agentd.api.types import Failure, Phase
 from agentd.hub.messages import Assignment, HubMessage, MemberMessage, SessionHello
 from agentd.hub.plan import RunPlan
+from agentd.quickdata import dataclass
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from agentd.api.signals import signal_name
 from agentd.procs.waiter import Waiter
+from agentd.quickdata import dataclass
 
 POLL_S = 0.02
 """Between two looks where the sandbox forbids pidfd_open."""

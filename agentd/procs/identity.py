@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 
 from agentd.procs import procfs
+from agentd.quickdata import dataclass
 
 
 @dataclass(frozen=True, slots=True)

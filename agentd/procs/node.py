@@ -6,9 +6,10 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import psutil
+
+from agentd.quickdata import dataclass
 
 _GPU_NODE = re.compile(r"nvidia\d+")
 _KFD_NODES = "/sys/class/kfd/kfd/topology/nodes"

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,6 +25,7 @@ from agentd.procs.exits import ExitInfo, ExitWatch
 from agentd.procs.identity import ProcessIdentity, identify
 from agentd.procs.lifeline import Lifeline
 from agentd.procs.waiter import Waiter
+from agentd.quickdata import dataclass
 
 DEATHLINK = str(Path(__file__).with_name("deathlink.py"))
 LINK_TIMEOUT_S = 30.0

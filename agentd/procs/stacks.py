@@ -16,7 +16,6 @@ import stat
 import sys
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -25,6 +24,7 @@ from agentd.procs.exits import ExitInfo, peek_exit
 from agentd.procs.identity import ProcessIdentity, is_alive, send_signal
 from agentd.procs.spawn import Child, SpawnError, spawn
 from agentd.procs.stack_signal import open_sheet
+from agentd.quickdata import dataclass
 
 __all__ = ["ABORT_BOUND_S", "COLLECT_BOUND_S", "Helpers", "Stacks", "Steps", "abort", "append", "collect"]
 

@@ -7,9 +7,11 @@ import math
 import re
 import signal
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Final
+
+from agentd.quickdata import dataclass
 
 LARGEST_RANK: Final = 1_000_000
 _DIGITS: Final = 20

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 import click
 
 from agentctl import caller
 from agentctl.flags import parse_nproc
+from agentd.quickdata import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from agentd.api.types import (
     RoleSpec,
     RunSpec,
 )
+from agentd.quickdata import dataclass
 from agentd_client.nodes import node_of, nodes_of
 
 

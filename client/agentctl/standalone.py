@@ -18,12 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from agentctl import caller
 from agentctl.exits import CommandFailed, ExitCode
+from agentd.quickdata import dataclass
 
 KEPT: Final = 10
 """State directories that stay for a look at their logs; older ones are removed."""

@@ -6,10 +6,11 @@ Pure. `ValueError` refuses a value; a note is one sentence for standard error.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from agentctl.flags import parse_seconds
+from agentd.quickdata import dataclass
 
 BACKENDS: Final = ("static", "c10d", "etcd", "etcd-v2", "agentd")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from agentd.api import convert
 from agentd.api.errors import AgentError
 from agentd.api.types import Drain, DrainReport, DrainRequest, NodeInfo
+from agentd.quickdata import dataclass
 from agentd.v1 import agent_service_pb2 as service
 from agentd_client import calls, wire
 from agentd_client.nodes import Node

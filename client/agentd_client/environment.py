@@ -9,9 +9,10 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
+from agentd.quickdata import dataclass
 from agentd_client.nodes import Node
 
 DEFAULT_PATTERNS: Final = ("NCCL_*", "TORCH_*", "CUDA_*", "OMP_*", "PYTHONPATH")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from agentd.api.errors import AgentError
 from agentd.api.types import TERMINAL, LogsRequest, NodeStatus, Phase, RunStatus
+from agentd.quickdata import dataclass
 from agentd.v1 import agent_service_pb2 as service
 from agentd_client import calls
 from agentd_client.failures import StillRunning

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from agentd.api import historywire
 from agentd.api.errors import AgentError, RunNotFound
 from agentd.api.history import Event, EventKind, EventsPage, EventsRequest
 from agentd.api.types import RunStatus
+from agentd.quickdata import dataclass
 from agentd.v1 import agent_service_pb2 as service
 from agentd_client import calls, wire
 from agentd_client.failures import FleetUnreachable, RunNotFoundAnywhere

@@ -7,11 +7,12 @@ nothing else; a node that does not answer counts as missing, and may be asked ag
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from agentd.api.errors import AgentError, RunNotFound
 from agentd.api.targets import Target, parse_target
 from agentd.api.types import TERMINAL, RunRequest, RunSpec, RunStatus, StopRequest, StopScope
+from agentd.quickdata import dataclass
 from agentd.v1 import agent_service_pb2 as service
 from agentd_client import calls
 from agentd_client.environment import PassedEnvironment

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import Final
 
 from agentd.api import convert
 from agentd.api.errors import AgentError, NoControllerLease, NotSupported, RunEnded, RunNotFound
 from agentd.api.types import ControllerLease
+from agentd.quickdata import dataclass
 from agentd.v1 import agent_service_pb2 as service
 from agentd_client import wire
 from agentd_client.failures import FleetUnreachable

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from agentd.api import convert
 from agentd.api.errors import AgentError, RunNotFound
 from agentd.api.types import NodeStatus, RunStatus
+from agentd.quickdata import dataclass
 from agentd_client import calls
 from agentd_client.failures import FleetUnreachable, RunNotFoundAnywhere
 from agentd_client.nodes import Node, by_name

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final
 
 from agentd.api import convert
 from agentd.api.errors import AgentError, LogNotFound, RunNotFound, Unreachable
 from agentd.api.types import LogChunk, LogGap, LogPosition, LogsRequest, StreamEndCause
+from agentd.quickdata import dataclass
 from agentd.v1 import agent_service_pb2 as service
 from agentd_client import calls
 from agentd_client.nodes import Node

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from agentd.api.errors import InvalidSpec
 from agentd.api.targets import DEFAULT_PORT, Target, default_socket, parse_target
+from agentd.quickdata import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ does is a plan, so both behave alike.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from google.protobuf.message import Message
 
 from agentd.api.errors import AgentError
+from agentd.quickdata import dataclass
 from agentd_client.wire import Method
 
 T = TypeVar("T")

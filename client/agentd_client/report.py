@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Generic, NamedTuple, TypeVar
 
 from agentd.api.errors import AgentError
 from agentd.api.history import Event
 from agentd.api.types import LogChunk, LogGap, RunStatus
+from agentd.quickdata import dataclass
 
 T_co = TypeVar("T_co", covariant=True)
 

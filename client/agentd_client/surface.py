@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from grpc_health.v1 import health_pb2
 
@@ -35,6 +35,7 @@ from agentd.api.types import (
     StopScope,
     StreamEnd,
 )
+from agentd.quickdata import dataclass
 from agentd.v1 import agent_service_pb2 as service
 from agentd_client import calls, drains, history, lease
 from agentd_client.environment import PassedEnvironment, choose_environment

@@ -6,12 +6,12 @@ run is over is the hub's word. A node's own end counts for the run only when the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from agentd.api import convert
 from agentd.api.errors import AgentError, RunNotFound, Unreachable
 from agentd.api.types import TERMINAL, RunStatus
+from agentd.quickdata import dataclass
 from agentd.v1 import agent_service_pb2 as service
 from agentd_client import calls
 from agentd_client.failures import FleetUnreachable

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
+from agentd.quickdata import dataclass
 from agentd.v1 import agent_service_pb2 as service
 from agentd.v1 import rendezvous_service_pb2 as rendezvous
 

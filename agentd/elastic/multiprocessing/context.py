@@ -8,7 +8,7 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from agentd.elastic.multiprocessing.errors.failure import NOT_AVAILABLE, ProcessFailure
@@ -21,6 +21,7 @@ from agentd.procs.oom import OomWatch
 from agentd.procs.resources import OUT_OF_PROCESSES
 from agentd.procs.tree import TOKEN_VARIABLE
 from agentd.procs.waiter import Waiter
+from agentd.quickdata import dataclass
 
 if TYPE_CHECKING:
     from agentd.elastic.multiprocessing.tails.console import ConsoleTails

@@ -11,9 +11,11 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TypeAlias
+
+from agentd.quickdata import dataclass
 
 ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
 ROUND_VARIABLE = "AGENTD_ROUND"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from agentd.procs.exits import ExitInfo
 from agentd.procs.waiter import Waiter
+from agentd.quickdata import dataclass
 
 __all__ = ["GroupOwner"]
 

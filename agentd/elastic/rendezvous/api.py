@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from agentd.quickdata import dataclass
 
 if TYPE_CHECKING:
     from agentd.elastic.utils.store import Store

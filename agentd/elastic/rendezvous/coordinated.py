@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from agentd.api.states import WorkerState
 from agentd.core.assignment import Assignment
 from agentd.elastic.rendezvous.api import RendezvousInfo, RendezvousStateError, RendezvousStoreInfo
+from agentd.quickdata import dataclass
 
 if TYPE_CHECKING:
     from agentd.elastic.agent.server.spec import WorkerSpec

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, TypeAlias
 
 from agentd.api.states import WorkerState
 from agentd.core.assignment import Assignment
 from agentd.core.ranks import deal_ranks
+from agentd.quickdata import dataclass
 
 MemberId: TypeAlias = int
 

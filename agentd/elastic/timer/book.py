@@ -7,10 +7,10 @@ neither kills a worker nor spares it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
 from agentd.elastic.timer.wire import FileTimerRequest
 from agentd.procs.identity import ProcessIdentity
+from agentd.quickdata import dataclass
 
 __all__ = ["MOST_TIMERS", "Timer", "TimerBook", "deadly"]
 

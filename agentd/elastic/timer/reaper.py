@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from agentd.api.signals import signal_name
@@ -18,6 +18,7 @@ from agentd.procs import stacks
 from agentd.procs.identity import is_alive, send_signal
 from agentd.procs.lineage import lineage
 from agentd.procs.stacks import Helpers, Stacks, Steps
+from agentd.quickdata import dataclass
 
 __all__ = ["STACKS_FILE", "Reaper"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +14,7 @@ from agentctl.exits import CommandFailed, ExitCode
 from agentctl.hosts import Nodes, resolve_nodes
 from agentctl.options import CONTEXT, complete_files, deadline_option, node_options, output_option
 from agentctl.show.talk import say
+from agentd.quickdata import dataclass
 
 if TYPE_CHECKING:
     from agentctl.spec import Wish

@@ -5,10 +5,11 @@ Each file's bytes become whole lines behind `[role rank]:`, so that lines of man
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from agentctl.flags import NO_CHOICE, Std, StdChoice
 from agentd.api.types import LogChunk, LogGap, LogStream
+from agentd.quickdata import dataclass
 
 LONGEST_LINE = 64 * 1024
 """A line without an end is shown in pieces of this size."""

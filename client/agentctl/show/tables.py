@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from agentctl import caller
 from agentctl.show.words import clock_time, exit_of, failed_one, node_label, plural, size
 from agentd.api.types import TERMINAL, NodeInfo, Phase, RunStatus
+from agentd.quickdata import dataclass
 
 if TYPE_CHECKING:
     from rich.console import Console

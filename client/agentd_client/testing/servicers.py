@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import TracebackType
 from typing import Any, Final, NoReturn
 
@@ -30,6 +30,7 @@ from agentd.api.types import (
     StreamEnd,
     StreamEndCause,
 )
+from agentd.quickdata import dataclass
 from agentd.v1 import agent_service_pb2 as service
 from agentd.v1 import rendezvous_service_pb2 as rendezvous
 from agentd.v1.agent_service_pb2_grpc import AgentServiceServicer as _AgentBase

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Final
 
 from agentd.api.errors import NoControllerLease, RunConflict, RunEnded, RunNotFound
@@ -26,6 +26,7 @@ from agentd.api.types import (
     WorkerState,
     WorkerStatus,
 )
+from agentd.quickdata import dataclass
 
 FIRST_PID: Final = 10_000
 _STATES: Final = {

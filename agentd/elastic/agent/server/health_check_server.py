@@ -11,10 +11,10 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agentd.elastic.multiprocessing.api import SignalException
+from agentd.quickdata import dataclass
 
 if TYPE_CHECKING:
     from agentd.procs.waiter import Waiter

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 from agentd.core.assignment import Assignment
 from agentd.core.ranks import RankBases, deal_ranks
 from agentd.elastic.agent.server.spec import Worker, WorkerSpec
 from agentd.elastic.utils.store import Store, wait_for_keys
 from agentd.procs.waiter import Waiter
+from agentd.quickdata import dataclass
 
 ROLE_INFO = "torchelastic/role_info/"
 ASSIGNED = "torchelastic/assigned_ranks/"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from agentd.api.states import WorkerState
 from agentd.elastic.multiprocessing.errors import ProcessFailure
 from agentd.elastic.rendezvous.api import RendezvousHandler
 from agentd.elastic.utils.store import Store
+from agentd.quickdata import dataclass
 
 if TYPE_CHECKING:
     from agentd.elastic.numa import NumaOptions  # type: ignore[import-not-found,unused-ignore]

@@ -6,9 +6,10 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from agentd.elastic.multiprocessing.signals import SignalException
+from agentd.quickdata import dataclass
 
 __all__ = ["StopControl", "StopRequest", "StopRequested"]
 

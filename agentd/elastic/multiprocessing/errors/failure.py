@@ -12,9 +12,11 @@ import os
 import signal
 import stat
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
+
+from agentd.quickdata import dataclass
 
 NOT_AVAILABLE = "<N/A>"
 MAX_ERROR_FILE_BYTES = 1 << 20

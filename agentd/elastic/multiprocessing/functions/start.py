@@ -10,7 +10,6 @@ import os
 import runpy
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -27,6 +26,7 @@ from agentd.elastic.multiprocessing.functions.work import (
 )
 from agentd.elastic.multiprocessing.owner import Launch
 from agentd.procs.lifeline import Lifeline
+from agentd.quickdata import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)

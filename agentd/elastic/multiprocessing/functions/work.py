@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import IO, Any, Protocol, TypeAlias
 
 from agentd.elastic.multiprocessing.functions.errors import ArgumentNotPicklable, FunctionNotLoadable
+from agentd.quickdata import dataclass
 
 Function: TypeAlias = "Callable[..., Any]"
 

@@ -7,8 +7,9 @@ until then goes out in pieces: lines that are too long, and progress bars, which
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from agentd.quickdata import dataclass
 
 LineFilter: TypeAlias = Callable[[str], bool]
 """Whether a line, its newline included, is wanted."""
