@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from agentd.api.errors import NoControllerLease, RunEnded, StaleSession
+from agentd.api.patience import within
 from agentd.api.types import TERMINAL, ControllerLease, RunStatus
 from agentd.hub import core, lease
 from agentd.hub.messages import HubLeaving, MemberFailed, MemberMessage, RunView, SessionHello
@@ -32,6 +33,7 @@ from agentd.hub.state import (
     NodeSilent,
     Received,
     Renewed,
+    RunState,
     Send,
     StreamEnded,
     Terminated,
@@ -45,8 +47,8 @@ JOURNAL_WAIT = 1.0
 """Longest an effect waits for its row."""
 
 VIEW_INTERVAL = 0.1
-VIEW_COST = 0.001
-"""Seconds between two views for each session, so that pushing them never takes more than part of a core."""
+VIEW_COST = 0.002
+"""Seconds between two views for each session, so that pushing them never takes more than a part of a core."""
 
 OVERDUE_BEATS = 2.0
 """Heartbeats a node may lack before a failure of its round is suspected to be its doing."""
@@ -105,6 +107,7 @@ class HubRun:
                 revision=self._revision,
                 finished_at=self._finished_at,
                 lease_until=self._lease_until(),
+                wall_ahead=self._wall_ahead(),
             )
         return self._status
 
@@ -114,7 +117,7 @@ class HubRun:
         waits = state.beat is Beat.FORMING and len(state.waiting) < self.plan.min_members
         if not waits or state.join_deadline is None:
             return 0.0
-        return time.time() + state.join_deadline - self._own_time()
+        return state.join_deadline + self._wall_ahead()
 
     def open(self, hello: SessionHello) -> HubSession:
         """Take a node's session, or raise why not. A newer session ends the older one of its node."""
@@ -191,7 +194,9 @@ class HubRun:
         """Take a step now; its effects follow those that still wait."""
         if self._closed:
             return
-        self._state, effects = core.step(self._state, event, self._own_time())
+        before = self._state
+        self._state, effects = core.step(before, event, self._own_time())
+        self._log_nodes(before)
         self._due = core.due(self._state)
         self._outbox.extend((effect, self._addressee(effect)) for effect in effects)
         if effects:
@@ -203,7 +208,11 @@ class HubRun:
     def _lease_until(self) -> float:
         """Wall-clock time at which the controller lease ends; 0 if there is none."""
         end = lease.ends_at(self._state)
-        return 0.0 if end is None else time.time() + end - self._own_time()
+        return 0.0 if end is None else end + self._wall_ahead()
+
+    def _wall_ahead(self) -> float:
+        """Seconds from the hub's own time to the wall clock's, which only people read."""
+        return time.time() - self._own_time()
 
     def _lease_grew(self) -> None:
         """This process was held up, so the lease ends later than was shown."""
@@ -217,6 +226,21 @@ class HubRun:
             return frozenset()
         latest = self._own_time() - OVERDUE_BEATS * self.plan.heartbeat
         return frozenset(s.node_id for s in self._sessions.values() if s.heard_at < latest)
+
+    def _log_nodes(self, before: RunState) -> None:
+        """Who went, who came back, and who is given up."""
+        now = self._state
+        for node_id in now.detached.keys() - before.detached.keys():
+            log.warning("node out of touch", extra=self._about(node_id))
+        for node_id in (before.detached.keys() - now.detached.keys()) & now.nodes.keys():
+            log.info("node is back", extra=self._about(node_id))
+        for node_id in now.absent.keys() - before.absent.keys():
+            absent = now.absent[node_id]
+            if absent.lost:
+                log.warning("node lost", extra={**self._about(node_id), "reason": absent.reason})
+
+    def _about(self, node_id: str) -> dict[str, object]:
+        return {"run_id": self.plan.spec.run_id, "incarnation": self.plan.incarnation, "node_id": node_id}
 
     # --- effects ----------------------------------------------------------------------------------------
 
@@ -232,7 +256,7 @@ class HubRun:
         spec = self.plan.spec
         try:
             writing = self._journal.hub_announced(spec.run_id, self.plan.incarnation, record)
-            await asyncio.wait_for(writing, JOURNAL_WAIT)
+            await within(JOURNAL_WAIT, writing)
         except asyncio.TimeoutError:
             log.warning("hub record is late", extra={"run_id": spec.run_id, "round": record.round})
         except Exception:
@@ -274,19 +298,23 @@ class HubRun:
 
     def _show(self) -> None:
         """Push a view if it says something new, not more often than its cost allows."""
-        if self._show_again is not None or self._closed or run_phase(self._state) in TERMINAL:
+        if self._show_again is not None or self._closed:
             return
         loop = asyncio.get_running_loop()
-        wait = self._shown_at + max(VIEW_INTERVAL, VIEW_COST * len(self._sessions)) - loop.time()
+        interval = max(VIEW_INTERVAL, VIEW_COST * len(self._sessions))
+        # Of a large run not at once either: what its nodes are to do goes first.
+        wait = interval if interval > VIEW_INTERVAL else self._shown_at + interval - loop.time()
         if wait > 0:
-            self._show_again = loop.call_later(wait, self._show_late)
-            return
-        self._shown_at = loop.time()
-        self._push(compact(self.status()))
+            self._show_again = loop.call_later(wait, self._show_now)
+        else:
+            self._show_now()
 
-    def _show_late(self) -> None:
+    def _show_now(self) -> None:
         self._show_again = None
-        self._show()
+        if self._closed or run_phase(self._state) in TERMINAL:
+            return
+        self._shown_at = asyncio.get_running_loop().time()
+        self._push(compact(self.status()))
 
     def _push(self, view: RunStatus) -> None:
         if self._shown is not None and _same(view, self._shown):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
 
 from agentd.api.signals import signal_name
 from agentd.api.types import Failure
@@ -27,10 +28,11 @@ def failure(what: Failure, node: str) -> str:
 def joined(state: RunState) -> str:
     """How far a round that forms has come."""
     plan, count = state.plan, len(state.waiting)
+    there = f"{count} member{'' if count == 1 else 's'} joined"
     if plan.min_members == plan.max_members or not plan.expected:
         text = f"{count} of {plan.min_members} members joined"
     else:
-        text = f"{count} members joined, {plan.min_members} to {plan.max_members} make a round"
+        text = f"{there}, {plan.min_members} to {plan.max_members} make a round"
     absent = missing(plan, _names(state), list(state.waiting))
     return f"{text}; missing: {names(absent)}" if absent else text
 
@@ -50,6 +52,19 @@ def join_timeout(state: RunState) -> str:
         f"Expected: {expected}; joined: {names(there)}; missing: {names(absent)}. "
         "See that agentd runs on the missing nodes and can reach the hub, then run again."
     )
+
+
+def detached(until: float) -> str:
+    """What becomes of a node without a stream; `until` is wall-clock time."""
+    return (
+        f"out of touch; it keeps its place until {moment(until)}. "
+        "See that its agentd runs and can reach this hub"
+    )
+
+
+def moment(time: float) -> str:
+    """A wall-clock time for people anywhere."""
+    return datetime.fromtimestamp(time, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def succeeded(count: int) -> str:

@@ -24,9 +24,17 @@ _PHASES = {
 
 
 def run_status(
-    state: RunState, *, revision: int = 0, finished_at: float = 0.0, lease_until: float = 0.0
+    state: RunState,
+    *,
+    revision: int = 0,
+    finished_at: float = 0.0,
+    lease_until: float = 0.0,
+    wall_ahead: float = 0.0,
 ) -> RunStatus:
-    """The whole run, with each node and group but no worker: those only their node knows."""
+    """The whole run, with each node and group but no worker: those only their node knows.
+
+    `wall_ahead`: seconds from the hub's own time, which the state has, to the wall clock's.
+    """
     plan = state.plan
     phase = run_phase(state)
     label = Turn(state, 0.0).label
@@ -42,7 +50,7 @@ def run_status(
         missing=() if phase in TERMINAL else _missing(state),
         spares=tuple(label(key) for key in state.waiting) if state.beat is Beat.RUNNING else (),
         first_failure=state.first.failure if state.first else None,
-        nodes=_nodes(state),
+        nodes=_nodes(state, wall_ahead),
         membership_changes=state.membership_changes,
         revision=revision,
         reason=sentences.joined(state) if state.beat is Beat.FORMING else state.reason,
@@ -77,24 +85,40 @@ def _missing(state: RunState) -> tuple[str, ...]:
         return ()
     present = [*state.waiting, *state.live, *state.done, *state.owing]
     names = {node_id: node.name for node_id, node in state.nodes.items()}
-    taken_out = {absent.name for absent in state.absent.values() if not absent.lost}
     plan = state.plan
-    return tuple(
-        name
-        for name in missing(plan, names, present)
-        if name not in {plan.member_name(node, role) for node in taken_out for role in plan.roles}
-    )
+    taken_out = {
+        plan.member_name(absent.name, role)
+        for absent in state.absent.values()
+        if not absent.lost
+        for role in plan.roles
+    }
+    return tuple(name for name in missing(plan, names, present) if name not in taken_out)
 
 
-def _nodes(state: RunState) -> tuple[NodeStatus, ...]:
+def _nodes(state: RunState, wall_ahead: float) -> tuple[NodeStatus, ...]:
     ranks = {key: rank for rank, key in enumerate(state.order)}
     # A hub of runs that others take part in has a session too, to know how they stand, and offers no member.
-    here = [_node(state, node, ranks) for node in state.nodes.values() if node.sizes]
+    here = [_node(state, node, ranks, wall_ahead) for node in state.nodes.values() if node.sizes]
     gone = [_absent(state, node_id, absent) for node_id, absent in state.absent.items()]
     return (*here, *gone)
 
 
-def _node(state: RunState, node: Node, ranks: Mapping[MemberKey, int]) -> NodeStatus:
+def _node(state: RunState, node: Node, ranks: Mapping[MemberKey, int], wall_ahead: float) -> NodeStatus:
+    groups = _groups(state, node, ranks)
+    until = state.detached.get(node.node_id)
+    silence = [] if until is None else [sentences.detached(until + wall_ahead)]
+    return NodeStatus(
+        node_id=node.node_id,
+        address=_agentd_of(state, node.address),
+        name=node.name,
+        phase=least_advanced(group.phase for group in groups) if groups else Phase.PENDING,
+        detached=until is not None,
+        reason="; ".join([*silence, *(group.reason for group in groups if group.reason)]),
+        groups=groups,
+    )
+
+
+def _groups(state: RunState, node: Node, ranks: Mapping[MemberKey, int]) -> tuple[GroupStatus, ...]:
     groups = []
     for role in state.plan.roles:
         key = MemberKey(node.node_id, role)
@@ -113,15 +137,7 @@ def _node(state: RunState, node: Node, ranks: Mapping[MemberKey, int]) -> NodeSt
                 local_world_size=node.sizes.get(role, 0),
             )
         )
-    return NodeStatus(
-        node_id=node.node_id,
-        address=_agentd_of(state, node.address),
-        name=node.name,
-        phase=least_advanced(group.phase for group in groups) if groups else Phase.PENDING,
-        detached=node.node_id in state.detached,
-        reason="; ".join(group.reason for group in groups if group.reason),
-        groups=tuple(groups),
-    )
+    return tuple(groups)
 
 
 def _where_workers_are(state: RunState, node: Node, key: MemberKey) -> str:

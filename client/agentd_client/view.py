@@ -67,7 +67,7 @@ def _merge_nodes(base: RunStatus, told: Sequence[RunStatus]) -> tuple[NodeStatus
             if key in seen and _is_another(seen[key], node):
                 key = (node.node_id, node.name)
             known = seen.get(key)
-            seen[key] = node if known is None else _join(known, node)
+            seen[key] = node if known is None else _join(known, node, from_hub=base.from_hub)
     return tuple(sorted(seen.values(), key=_first_group_rank))
 
 
@@ -80,14 +80,14 @@ def _first_group_rank(node: NodeStatus) -> float:
     return min((g.group_rank for g in node.groups if g.group_rank is not None), default=float("inf"))
 
 
-def _join(known: NodeStatus, other: NodeStatus) -> NodeStatus:
-    """Two views of one node: workers from the one that sees them, the link to the hub from `known`."""
+def _join(known: NodeStatus, other: NodeStatus, *, from_hub: bool) -> NodeStatus:
+    """Two views of one node: workers from the one that sees them, the link from the hub if it tells."""
     detail = other if _detail(other) > _detail(known) else known
     return replace(
         detail,
         address=known.address or other.address,
         name=known.name or other.name,
-        detached=known.detached,
+        detached=known.detached if from_hub else detail.detached,
         reason=detail.reason or known.reason,
         conditions={**known.conditions, **other.conditions},
     )

@@ -131,6 +131,24 @@ async def test_broken_stream_costs_nothing_when_the_node_is_back_within_the_leas
         assert not any(node.detached for node in stage.status.nodes)
 
 
+def test_the_hub_logs_who_went_who_came_back_and_who_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with Stage(make_spec("a", "b", max_restarts=1)) as stage:
+            a, b = stage.add("a", "b")
+            await stage.round_is(1, a, b)
+            await b.link.cut()
+            await until(lambda: any(node.detached for node in stage.status.nodes))
+            b.link.up = True
+            await until(lambda: "hub found" in b.log)
+            await b.link.cut()
+            await until(lambda: any(node.phase is Phase.LOST for node in stage.status.nodes))
+
+    with caplog.at_level("INFO", "agentd.hub.run"):
+        virtual_time.run(scenario())
+    told = [record.getMessage() for record in caplog.records if getattr(record, "node_id", "") == "b"]
+    assert told == ["node out of touch", "node is back", "node out of touch", "node lost"]
+
+
 @on_virtual_time
 async def test_failure_said_into_a_broken_stream_is_heard_when_the_node_is_back() -> None:
     async with Stage(make_spec("a", "b", max_restarts=1)) as stage:

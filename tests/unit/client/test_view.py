@@ -42,6 +42,12 @@ def test_without_the_hub_the_best_informed_node_stands_in() -> None:
     assert {n.node_id for n in picture.nodes} == {"a", "b"}
 
 
+def test_without_the_hub_each_node_says_itself_whether_it_is_out_of_touch() -> None:
+    a, b = node("a", worker(0, 11), detached=True), node("b", worker(1, 12), detached=True)
+    picture = merge(None, [status(a, node("b")), status(node("a"), b)])
+    assert [n.detached for n in picture.nodes] == [True, True]
+
+
 def test_an_older_incarnation_does_not_count() -> None:
     old = status(node("a", worker(0, 1)), incarnation=4, from_hub=True, phase=Phase.FAILED)
     picture = merge(old, [status(node("b", worker(0, 2)))])

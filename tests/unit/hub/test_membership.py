@@ -19,6 +19,7 @@ from agentd.hub.messages import (
     SessionWelcome,
     StopRound,
 )
+from agentd.hub.sentences import moment
 from agentd.hub.state import Beat, HubRecord, NodeSilent, Received, StreamEnded
 from tests.unit.hub.rig import Rig, make_spec
 
@@ -198,7 +199,9 @@ def test_membership_changes_have_a_budget_of_their_own() -> None:
 def test_broken_stream_disturbs_nothing_when_the_node_comes_back_in_time() -> None:
     rig = elastic("a", "b")
     rig.break_stream("b")
-    assert next(node for node in rig.status.nodes if node.node_id == "b").detached
+    (b,) = [node for node in rig.status.nodes if node.node_id == "b"]
+    assert b.detached
+    assert b.reason.startswith(f"out of touch; it keeps its place until {moment(rig.now + 5)}. See that")
     rig.wait(4.9)
     rig.hello("b", member(RUNNING, 1))
     rig.wait(100)
