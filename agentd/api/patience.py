@@ -1,0 +1,40 @@
+"""Waiting with a bound that never costs a cancellation.
+
+`asyncio.wait_for` before Python 3.12 forgets one that comes in the moment its work is done: it answers as if
+nobody had cancelled, and a task that goes round and round is then waited for without end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+__all__ = ["within"]
+
+T = TypeVar("T")
+
+
+async def within(seconds: float | None, work: Awaitable[T]) -> T:
+    """What `work` gives or raises. Raises `asyncio.TimeoutError` when it takes longer; None: it may.
+
+    Work that is late is cancelled and has ended by then; so it is, always, when the caller is cancelled.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+        if not task.done():
+            await _end(task)
+    except asyncio.CancelledError:
+        await _end(task)
+        raise
+    if task.cancelled():
+        raise asyncio.TimeoutError
+    return task.result()
+
+
+async def _end(task: asyncio.Future[T]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()  # or the loop would tell of an error that nobody asks for any more
