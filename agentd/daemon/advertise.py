@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from agentd.api.patience import within
 from agentd.api.targets import Target, parse_target
 from agentd.daemon.listen import is_loopback, is_wildcard
 from agentd.hub.route import local_address_to
@@ -77,6 +78,6 @@ async def _route_to(target: Target) -> str:
     # A name may have to be asked for: never on the loop, and never for long.
     asking = loop.run_in_executor(None, local_address_to, target.host, target.port)
     try:
-        return await asyncio.wait_for(asking, _ROUTE_TIMEOUT)
+        return await within(_ROUTE_TIMEOUT, asking)
     except asyncio.TimeoutError:
         return ""

@@ -15,6 +15,7 @@ import google.protobuf
 import grpc
 
 from agentd import __version__
+from agentd.api.patience import within
 from agentd.api.targets import Target
 from agentd.api.types import Drain, GroupRef, NodeInfo, RunRef
 from agentd.core.conditions import Condition
@@ -79,7 +80,7 @@ class NodeReporter:
         """This node now. A disk that does not answer makes it old, never late."""
         problems = dict(self._groups.problems)
         try:
-            self._last = await asyncio.wait_for(asyncio.shield(self._looking()), PATIENCE)
+            self._last = await within(PATIENCE, asyncio.shield(self._looking()))
         except asyncio.TimeoutError:
             problems.setdefault(STATE_DISK_SLOW, f"it did not answer in {PATIENCE:g} s")
         except OSError as error:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection
 from typing import Final
 
+from agentd.api.patience import within
 from agentd.core.conditions import Condition, DiskFacts, of_disk
 from agentd.daemon.clock import ClockKeeper
 from agentd.daemon.threads import in_own_thread
@@ -76,7 +77,7 @@ class ResourceWatch:
         if self._look is None or self._look.done():
             self._look = in_own_thread(lambda: disk_facts(self._state_dir), "agentd-disk-look")
         try:
-            facts = await asyncio.wait_for(asyncio.shield(self._look), PATIENCE)
+            facts = await within(PATIENCE, asyncio.shield(self._look))
         except asyncio.TimeoutError:
             # What was wrong with it may still be.
             slow = f"the disk of {self._state_dir} did not answer in {PATIENCE:g} s"

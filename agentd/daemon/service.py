@@ -15,6 +15,7 @@ import grpc.aio
 
 from agentd import __version__
 from agentd.api.errors import RunNotFound
+from agentd.api.patience import within
 from agentd.api.targets import Target
 from agentd.api.types import StreamEnd, StreamEndCause
 from agentd.config import Config
@@ -153,7 +154,7 @@ class _Daemon:
         else:
             stopping.result()
         with suppress(asyncio.TimeoutError, RunNotFound):
-            await asyncio.wait_for(_no_run_lives(parts.registry), _LAST_WORDS)
+            await within(_LAST_WORDS, _no_run_lives(parts.registry))
         return code
 
     async def _stop_groups(self, parts: Parts) -> None:

@@ -15,6 +15,7 @@ from agentd.api.convert import run_status_from_message
 from agentd.api.errors import InvalidSpec, JournalUnavailable, RunNotFound
 from agentd.api.history import EndedRunsPage, Event, EventsPage, EventsRequest, EventWorker
 from agentd.api.historywire import event_to_message
+from agentd.api.patience import within
 from agentd.api.types import Phase, RunStatus
 from agentd.groups.database import reading
 from agentd.groups.records import GroupRow, RunRow
@@ -74,7 +75,7 @@ class Archive:
 
         reading_it = asyncio.get_running_loop().run_in_executor(self._readers, work)
         try:
-            return await asyncio.wait_for(reading_it, PATIENCE)
+            return await within(PATIENCE, reading_it)
         except asyncio.TimeoutError:
             raise JournalUnavailable(f"the disk did not answer in {PATIENCE:g} s") from None
         except (sqlite3.Error, OSError, NewerSchema) as error:

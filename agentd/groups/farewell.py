@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from agentd.api.errors import AgentError, HubUnreachable
+from agentd.api.patience import within
 from agentd.api.types import RunSpec, RunStatus, StopRequest, StopScope
 from agentd.core.assignment import Assignment
 from agentd.core.contact import Contact
@@ -85,7 +86,7 @@ async def tell_gone(rendezvous: Rendezvous, row: RunRow, address: str) -> None:
     )
     try:
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(ear.answered.wait(), PATIENCE_S)
+            await within(PATIENCE_S, ear.answered.wait())
     finally:
         await session.close()
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from agentd.api.errors import InvalidSpec, ProgramUnusable
+from agentd.api.patience import within
 from agentd.api.types import Phase, RunRequest, RunStatus
 from agentd.core.specs import validate
 from agentd.groups import history
@@ -108,7 +109,7 @@ class Intake:
                 lambda: plan_node(spec, request.node_name, request.passed_env, machine)
             )
             try:
-                plans = await asyncio.wait_for(planning, ADMISSION_S)
+                plans = await within(ADMISSION_S, planning)
             except asyncio.TimeoutError:
                 problem = f"the disk did not answer in {ADMISSION_S:g} s"
                 raise ProgramUnusable(self._node_id, spec.roles[0].command.entrypoint, problem) from None

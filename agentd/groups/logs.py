@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final, ParamSpec, Protocol, TypeVar
 
 from agentd.api.errors import LimitExceeded, LogNotFound, RunNotFound
+from agentd.api.patience import within
 from agentd.api.types import (
     TERMINAL,
     LogChunk,
@@ -256,7 +257,7 @@ class _Reading:
         held = any(cursor.held_since is not None for cursor in self._cursors.values())
         await asyncio.sleep(PASS_INTERVAL)
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), PATIENCE if held else LOOK_INTERVAL)
+            await within(PATIENCE if held else LOOK_INTERVAL, self._wake.wait())
         self._wake.clear()
 
     def _on_change(self, change: asyncio.Future[object]) -> None:

@@ -25,6 +25,7 @@ from agentd.api.errors import (
     RunEnded,
     StaleIncarnation,
 )
+from agentd.api.patience import within
 from agentd.api.types import TERMINAL, ControllerLease, Drain, Phase, RunRequest, RunStatus, StopRequest
 from agentd.core.specs import MAX_INCARNATION, MAX_REQUEST_ID, check_name, differing_fields
 from agentd.groups import drain, history
@@ -139,7 +140,7 @@ class Registry(Roster):
         for run in self._live.values():
             run.stop(f"agentd of node {self._node_id} ends at once", 0.0)
         try:
-            await asyncio.wait_for(self._until_groups_ended(), STOP_NOW_S)
+            await within(STOP_NOW_S, self._until_groups_ended())
         except asyncio.TimeoutError:
             for run in self._live.values():
                 run.kill_hosts()
@@ -324,7 +325,7 @@ class Registry(Roster):
         else:
             run.stop(reason, None)
         try:
-            await asyncio.wait_for(run.ended.wait(), SUPERSEDED_WAIT_S)
+            await within(SUPERSEDED_WAIT_S, run.ended.wait())
         except asyncio.TimeoutError:
             raise RunConflict(run_id, ["incarnation"]) from None
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from agentd.api.patience import within
 from agentd.api.types import TERMINAL, GroupStatus, Phase, WorkerState
 from agentd.core import group_events as ev
 from agentd.core.conditions import Condition
@@ -236,7 +237,7 @@ class Supervisor:
             overdue_at = self._state.overdue_at
             timeout = None if overdue_at is None else max(0.0, overdue_at - time.monotonic())
             try:
-                await asyncio.wait_for(self._wake.wait(), timeout)
+                await within(timeout, self._wake.wait())
             except asyncio.TimeoutError:
                 return 0, ev.Tick()
         return self._events.popleft()
@@ -312,7 +313,7 @@ class Supervisor:
         while True:
             left_s = patience - time.monotonic()
             try:
-                handle = await asyncio.wait_for(self._launch(spec), max(0.0, left_s))
+                handle = await within(max(0.0, left_s), self._launch(spec))
             except OSError as error:
                 if error.errno in OUT_OF_PROCESSES:
                     conditions.put(Condition.CANNOT_FORK, f"{error.strerror}: a process could not be started")
@@ -324,7 +325,7 @@ class Supervisor:
                 return handle
             self._wake.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause)
+                await within(pause, self._wake.wait())
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     async def _launch(self, spec: wire.HostSpec) -> HostHandle:

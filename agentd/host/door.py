@@ -14,6 +14,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 import agentd
+from agentd.api.patience import within
 from agentd.host.handle import HostHandle, HostListener
 from agentd.host.link import SOCKET_NAME
 from agentd.host.wire import (
@@ -180,7 +181,7 @@ class HostDoor:
         if peer_uid != os.geteuid():
             raise WireError("it belongs to another user")
         frames = FrameReader()
-        first = await asyncio.wait_for(_first_frames(reader, frames), _HELLO_TIMEOUT_S)
+        first = await within(_HELLO_TIMEOUT_S, _first_frames(reader, frames))
         hello = first[0]
         handle = self._expected.get(hello.token) if isinstance(hello, Hello) else None
         if handle is None or not isinstance(hello, Hello) or not handle.is_described_by(hello, peer_pid):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import Protocol
 
+from agentd.api.patience import within
 from agentd.core.contact import Contact
 from agentd.host.reports import read_reports
 from agentd.host.wire import (
@@ -237,7 +238,7 @@ class HostHandle:
             # What is there is of earlier hosts: this one waits for its welcome.
             self._heard = last_sequence
             return
-        await asyncio.wait_for(self._read_on(), CATCH_UP_S)
+        await within(CATCH_UP_S, self._read_on())
         # What a full disk did not take is lost; what comes next has higher numbers.
         self._heard = max(self._heard, last_sequence)
         if self._writer is writer and not self._over:
@@ -299,7 +300,7 @@ class HostHandle:
     async def _hear_last_words(self) -> None:
         if self._heard is not None and self._expected:
             with contextlib.suppress(OSError, asyncio.TimeoutError):
-                await asyncio.wait_for(self._read_on(), LAST_WORDS_S)
+                await within(LAST_WORDS_S, self._read_on())
         self._let_go()
         assert self._exit is not None
         self._listener.on_host_exit(self._exit.summary)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agentd.api.errors import AgentError, Code, HubUnreachable, NodeIdTaken, Unreachable
+from agentd.api.patience import within
 from agentd.api.types import Failure, RunSpec, RunStatus
 from agentd.core import defaults
 from agentd.core.contact import Contact
@@ -269,9 +270,9 @@ class MemberSession:
             reattach_window=self._reattach_window,
             version=self._identity.version,
         )
-        stream = await asyncio.wait_for(self._link.connect(hello), CONNECT_TIMEOUT)
+        stream = await within(CONNECT_TIMEOUT, self._link.connect(hello))
         try:
-            self._hear(await asyncio.wait_for(stream.__anext__(), CONNECT_TIMEOUT))
+            self._hear(await within(CONNECT_TIMEOUT, stream.__anext__()))
             await self._talk(stream)
         finally:
             self._connected = False

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from agentd.api.errors import AgentError, InvalidSpec
+from agentd.api.patience import within
 from agentd.hub.codec import hello_from_message, request_from_message, response_to_message
 from agentd.hub.hub import Hub
 from agentd.hub.session import HubSession
@@ -32,7 +33,7 @@ async def answer_join(hub: Hub, requests: AsyncIterator[pb.JoinRequest]) -> Asyn
 
 async def _first(requests: AsyncIterator[pb.JoinRequest]) -> pb.JoinRequest:
     try:
-        return await asyncio.wait_for(requests.__anext__(), HELLO_TIMEOUT)
+        return await within(HELLO_TIMEOUT, requests.__anext__())
     except (StopAsyncIteration, asyncio.TimeoutError):
         raise InvalidSpec("message", f"no hello within {HELLO_TIMEOUT:g} s") from None
 

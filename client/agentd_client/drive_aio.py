@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from agentd.api.channel import CLIENT_OPTIONS
 from agentd.api.errors import AgentError
+from agentd.api.patience import within
 from agentd_client import plan as p
 from agentd_client import stubs
 
@@ -129,7 +130,7 @@ class _Session:
                 if left <= 0:
                     return None
                 try:
-                    pump, event = await asyncio.wait_for(self._events.get(), left)
+                    pump, event = await within(left, self._events.get())
                 except asyncio.TimeoutError:
                     return None
             pump.taken()
