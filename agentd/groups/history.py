@@ -6,7 +6,18 @@ from collections.abc import Mapping
 
 from agentd.api.history import EventKind, EventWorker
 from agentd.api.signals import signal_name
-from agentd.api.types import Drain, DrainMode, Failure, Phase, RunStatus, StopRequest, StopScope, WorkerStatus
+from agentd.api.types import (
+    TERMINAL,
+    Drain,
+    DrainMode,
+    Failure,
+    NodeStatus,
+    Phase,
+    RunStatus,
+    StopRequest,
+    StopScope,
+    WorkerStatus,
+)
 from agentd.core import group_events as ev
 from agentd.core.group import GroupState
 from agentd.groups.records import EventRow, RunRow
@@ -113,6 +124,27 @@ def hub_lost(status: RunStatus, problem: str, now: float) -> EventRow:
 def hub_found(status: RunStatus, now: float) -> EventRow:
     """The hub answers again."""
     return _of_run(EventKind.HUB_FOUND, status, f"hub {status.hub_address} answers again", now)
+
+
+def nodes_changed(before: RunStatus, after: RunStatus, now: float) -> tuple[EventRow, ...]:
+    """What the run's hub has noticed of its nodes between two views of its own."""
+    if after.phase in TERMINAL:
+        return ()
+    known = {node.node_id: node for node in before.nodes}
+    return tuple(
+        _of_run(kind, after, f"{node.name or node.node_id}{f': {node.reason}' if node.reason else ''}", now)
+        for node in after.nodes
+        if (was := known.get(node.node_id)) is not None and (kind := _noticed(was, node)) is not None
+    )
+
+
+def _noticed(was: NodeStatus, now: NodeStatus) -> EventKind | None:
+    if now.phase is Phase.LOST:
+        return EventKind.NODE_LOST if was.phase is not Phase.LOST else None
+    if now.detached:
+        return EventKind.NODE_DETACHED if not was.detached else None
+    back = now.phase not in TERMINAL and (was.detached or was.phase is Phase.LOST)
+    return EventKind.NODE_BACK if back else None
 
 
 def agentd_started(*, version: str, pid: int, starts: int, former: str, now: float) -> EventRow:

@@ -273,9 +273,13 @@ class NodeRun:
 
     def on_view(self, status: RunStatus) -> None:
         """The run as its hub sees it."""
-        if self._hub.phase not in TERMINAL:
-            self._hub = self._told_here() or replace(status, from_hub=True)
-            self._refresh()
+        if self._hub.phase in TERMINAL:
+            return
+        before, told_here = self._hub, self._told_here()
+        self._hub = told_here or replace(status, from_hub=True)
+        if told_here is not None:
+            self._shared.journal.post(*history.nodes_changed(before, told_here, time.time()))
+        self._refresh()
 
     def _told_here(self) -> RunStatus | None:
         """What the hub knows, if it is here."""

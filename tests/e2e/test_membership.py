@@ -117,6 +117,8 @@ def test_losing_more_than_the_minimum_stops_the_rest_and_waits(tmp_path: Path) -
         nodes["b"].lose()
         wait_until(lambda: nodes.phase("pair", "a") == "PHASE_RENDEZVOUS", 30)
         assert not nodes.workers("pair")
+        told = agentctl("events", "pair", "--nodes", nodes["a"].target).stdout
+        assert "node lost" in told, told
 
         nodes.start("b2")
         joined = agentctl("join", "pair", "--nodes", nodes["b2"].target, "--via", nodes["a"].target)

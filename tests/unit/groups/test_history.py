@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 from agentd.api.history import EventKind, EventWorker
-from agentd.api.types import Failure, Phase, RunStatus, StopRequest, StopScope, WorkerState, WorkerStatus
+from agentd.api.types import (
+    Failure,
+    NodeStatus,
+    Phase,
+    RunStatus,
+    StopRequest,
+    StopScope,
+    WorkerState,
+    WorkerStatus,
+)
 from agentd.core import group_events as ev
 from agentd.core.group import GroupState, step
 from agentd.groups import history
@@ -41,6 +51,28 @@ def lines(*events: ev.GroupEvent, state: GroupState = STATE) -> list[EventRow]:
 
 def test_an_event_that_changes_nothing_worth_telling_leaves_no_line() -> None:
     assert lines(ev.Tick(), ev.HostEnding("because")) == []
+
+
+def test_the_hub_tells_each_change_of_a_node_once() -> None:
+    well = NodeStatus(node_id="b", phase=Phase.RUNNING, name="two")
+    away = replace(well, detached=True, reason="out of touch")
+    lost = NodeStatus(node_id="b", phase=Phase.LOST, name="two", reason="silent")
+    views = [replace(RUN, nodes=(node,)) for node in (well, away, away, well, away, lost, lost, well)]
+    told = [history.nodes_changed(before, after, 5.0) for before, after in itertools.pairwise(views)]
+    assert [(line.kind, line.detail) for line in itertools.chain.from_iterable(told)] == [
+        (EventKind.NODE_DETACHED, "two: out of touch"),
+        (EventKind.NODE_BACK, "two"),
+        (EventKind.NODE_DETACHED, "two: out of touch"),
+        (EventKind.NODE_LOST, "two: silent"),
+        (EventKind.NODE_BACK, "two"),
+    ]
+
+
+def test_a_node_that_the_hub_hears_of_for_the_first_time_and_an_ended_run_are_no_change() -> None:
+    away = NodeStatus(node_id="b", phase=Phase.RUNNING, detached=True)
+    assert history.nodes_changed(RUN, replace(RUN, nodes=(away,)), 5.0) == ()
+    before = replace(RUN, nodes=(replace(away, detached=False),))
+    assert history.nodes_changed(before, replace(RUN, nodes=(away,), phase=Phase.STOPPED), 5.0) == ()
 
 
 def test_a_host_is_told_with_its_pid_and_its_end_with_its_last_words() -> None:
