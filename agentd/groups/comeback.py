@@ -40,7 +40,8 @@ class Comeback:
 
     async def run(self) -> None:
         """Show what has ended, go on with what lives here, take part again in what lives elsewhere."""
-        left = await self._shared.on_disk(lambda: look_back(self._shared.journal.remembered))
+        shared = self._shared
+        left = await shared.on_disk(lambda: look_back(shared.journal.remembered, shared.state_dir))
         for stuck in left.stuck:
             self._shared.stuck.add(stuck)
         for former in left.ended:

@@ -51,8 +51,11 @@ def state_text(state: GroupState) -> str:
     return json.dumps(_plain(state), separators=(",", ":"))
 
 
-def find(row: GroupRow) -> LeftGroup | None:
-    """The group of a journal's row, if it can go on where it was. None: what is left of it is to be ended."""
+def find(row: GroupRow, *, begin_again: bool = False) -> LeftGroup | None:
+    """The group of a journal's row, if it can go on where it was. None: what is left of it is to be ended.
+
+    `begin_again`: it had a host that the row does not know and that is ended, so that it needs another one.
+    """
     if not row.state or row.boot_id != boot_id():
         return None
     try:
@@ -63,7 +66,11 @@ def find(row: GroupRow) -> LeftGroup | None:
         return None
     if spec.mode != KEEP or spec.role != state.role:
         return None
-    if not _was_heard(row, state, unread):
+    if begin_again and state.phase not in TERMINAL:
+        row = replace(row, sequence=max((report.sequence for report in unread), default=row.sequence))
+        newest = max((each.round for each in unread if isinstance(each, Started)), default=0)
+        state, unread = without_host(state, newest), ()
+    elif not _was_heard(row, state, unread):
         # Nothing of it runs, and nothing of that is its fault: another host is started at once.
         cgroup = layout.cgroup_of(row.directory, row.token)
         marks = tree.Marks(token=row.token, cgroup=cgroup, not_before=row.host_start_time)
@@ -101,6 +108,21 @@ def as_member(state: GroupState, unread: Sequence[ReportFrame] = ()) -> MemberSt
         local_world_size=state.local_world_size,
         condition=condition,
         round=max(newest, state.round),
+    )
+
+
+def without_host(state: GroupState, newest: int) -> GroupState:
+    """A group of which nothing runs, of no round up to the `newest`. What was asked of it stands."""
+    round_ = max(newest, state.round)
+    return GroupState(
+        role=state.role,
+        local_world_size=state.local_world_size,
+        stop_grace=state.stop_grace,
+        round=round_,
+        gone_round=round_,
+        stopped_round=round_,
+        reason=state.reason,
+        ending=state.ending,
     )
 
 

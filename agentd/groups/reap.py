@@ -12,6 +12,7 @@ from agentd.groups import layout, reported
 from agentd.groups.journal import open_for_reading
 from agentd.groups.records import GroupRow
 from agentd.groups.stuck import StuckGroup
+from agentd.groups.unknown import find_unknown
 from agentd.procs import cgroups, tree
 from agentd.procs.identity import boot_id, identify
 
@@ -51,7 +52,8 @@ def reap(state_dir: str, grace_s: float = GRACE_S) -> tuple[Leftover, ...]:
     """End what a dead agentd of this state directory left. Its lock must be held, or no agentd be there."""
     if not has_journal(state_dir):
         return ()
-    return end_leftovers(open_for_reading(Path(state_dir, layout.DATABASE)).groups, grace_s)
+    groups = open_for_reading(Path(state_dir, layout.DATABASE)).groups
+    return end_leftovers([*groups, *find_unknown(groups, state_dir)], grace_s)
 
 
 def end_leftovers(groups: Iterable[GroupRow], grace_s: float) -> tuple[Leftover, ...]:

@@ -16,6 +16,7 @@ from agentd.groups.records import GroupRow, RunRow
 from agentd.groups.remembered import Remembered
 from agentd.groups.reported import logs_on_disk
 from agentd.groups.stuck import StuckGroup
+from agentd.groups.unknown import find_unknown
 from agentd.procs import cgroups, tree
 from agentd.procs.identity import boot_id
 
@@ -81,13 +82,21 @@ class LookBack:
     """What SIGKILL did not end."""
 
 
-def look_back(remembered: Remembered) -> LookBack:
+def look_back(remembered: Remembered, state_dir: str) -> LookBack:
     """Find the groups that can go on, end what is left of the others, and sort the runs."""
     live_keys = {(row.run_id, row.incarnation) for row in remembered.runs if not row.ended}
-    found = {row.key(): left.find(row) for row in remembered.groups if _key(row) in live_keys}
+    unknown = find_unknown([row for row in remembered.groups if _key(row) in live_keys], state_dir)
+    begin_again = {row.key() for row in unknown}
+    leftovers = end_leftovers(unknown, GRACE_S)
+    found = {
+        row.key(): left.find(row, begin_again=row.key() in begin_again)
+        for row in remembered.groups
+        if _key(row) in live_keys
+    }
     cgroups.clear()
     over = [row for row in remembered.groups if found.get(row.key()) is None]
-    stuck = tuple(each.left for each in end_leftovers(over, GRACE_S) if each.left is not None)
+    leftovers += end_leftovers(over, GRACE_S)
+    stuck = tuple(each.left for each in leftovers if each.left is not None)
     rows = sorted(remembered.runs, key=lambda row: row.incarnation)
     ended = [row for row in rows if row.ended][-SHOWN_RUNS:]
     live = [row for row in rows if not row.ended]

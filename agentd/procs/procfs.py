@@ -63,6 +63,11 @@ def read_environ(pid: int) -> bytes:
     return _read(f"{PROC}/{pid}/environ") or b""
 
 
+def read_command(pid: int) -> bytes:
+    """The arguments it was started with, each ended by a zero; empty as `read_environ`."""
+    return _read(f"{PROC}/{pid}/cmdline") or b""
+
+
 def wait_channel(pid: int) -> str:
     """Where in the kernel it sleeps, for reports about processes that do not die."""
     text = (_read(f"{PROC}/{pid}/wchan") or b"").decode(errors="replace").strip()

@@ -172,6 +172,13 @@ def end_group(
     return stuck
 
 
+def token_of(pid: int) -> str:
+    """The token that a process was started with; empty if it has none, or is not ours to read."""
+    prefix = f"{TOKEN_VARIABLE}=".encode()
+    found = (each for each in procfs.read_environ(pid).split(b"\0") if each.startswith(prefix))
+    return next(found, prefix)[len(prefix) :].decode("ascii", "replace")
+
+
 def reap_orphans(keep: Container[int]) -> None:
     """Reap dead children of this process that are not in `keep`: what a subreaper was left by others."""
     for pid in _children():

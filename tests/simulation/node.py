@@ -16,6 +16,7 @@ from agentd.core import group_events as ev
 from agentd.core.contact import Contact
 from agentd.core.group import HostState
 from agentd.groups.journal import PATIENCE
+from agentd.groups.left import without_host
 from agentd.hub.hub import Hub
 from agentd.hub.links import HubLink, LocalHubLink
 from agentd.hub.member import MemberSession, NodeIdentity
@@ -213,9 +214,8 @@ class Agentd:
             self.leave()
 
     def _go_on(self, role: str, left: Row) -> None:
-        for host in list(self.node.hosts):
-            if host.role == role and host is not left.host:
-                host.die("no journal knows it")
+        if unknown := [host for host in self.node.hosts if host.role == role and host is not left.host]:
+            left = self._end(unknown, left)
         state, heard = left.state, left.state.host_heard
         if state.host is HostState.LIVE and not heard:
             heard = left.host is not None and len(left.host.reports) > left.sequence
@@ -230,6 +230,16 @@ class Agentd:
         self.supervisors[role] = Supervisor(self, role, left)
         if state.phase is Phase.FAILED:
             self.session.leave(role, state.reason, failed=True)
+
+    def _end(self, unknown: list[Host], left: Row) -> Row:
+        """Hosts that a slow disk kept from the journal; their group begins again."""
+        for host in unknown:
+            host.die("no journal knows it")
+        if left.state.phase in TERMINAL:
+            return left
+        reports = self.node.reports.get(left.state.role, [])
+        newest = max((event.round for event in reports if isinstance(event, ev.WorkersStarted)), default=0)
+        return Row(without_host(left.state, newest), len(reports), None)
 
     def _link(self) -> HubLink:
         network, name = self.node.world.network, self.node.name

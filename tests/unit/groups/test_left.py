@@ -18,9 +18,10 @@ from agentd.core.group import Ending, GroupState, HostState
 from agentd.groups.left import as_member, find, state_text
 from agentd.groups.records import GroupRow
 from agentd.groups.wish import read_wish, wish_text
+from agentd.host import wire
 from agentd.host.shaped import build
-from agentd.host.wire import HostSpec
-from agentd.hub.messages import MemberCondition
+from agentd.host.wire import HostSpec, as_json
+from agentd.hub.messages import MemberCondition, MemberState
 from agentd.procs.identity import boot_id
 
 NEW = GroupState(role="default", local_world_size=2, stop_grace=3.0)
@@ -101,6 +102,21 @@ def test_a_group_is_found_as_it_was(tmp_path: Path) -> None:
     assert (left.state, left.sequence, left.spec.token) == (RAN, 3, "t")
     assert left.host is not None
     assert left.host.pid == 99
+
+
+def test_a_group_whose_host_the_row_does_not_know_begins_again_after_all_its_rounds(tmp_path: Path) -> None:
+    ending = Ending(phase=Phase.STOPPED, reason="asked to", kill_at=9.0)
+    known = row(tmp_path, host_pid=99, host_start_time=1, state=state_text(replace(RAN, ending=ending)))
+    started = wire.Started(round=6, workers=(), sequence=8)
+    (tmp_path / "host.jsonl").write_bytes(as_json(started) + b"\n")
+    left = find(known, begin_again=True)
+    assert left is not None
+    assert (left.state.host, left.state.round, left.state.gone_round) == (HostState.NONE, 6, 6)
+    assert (left.state.ending, left.sequence, left.member) == (
+        ending,
+        8,
+        MemberState(role="default", local_world_size=2, condition=MemberCondition.JOINING, round=6),
+    )
 
 
 @pytest.mark.parametrize(
