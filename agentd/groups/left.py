@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 from agentd.api.types import TERMINAL, Phase
@@ -22,6 +22,7 @@ from agentd.host.wire import HostSpec, ReportFrame, Started
 from agentd.hub.messages import MemberCondition, MemberState
 from agentd.procs import tree
 from agentd.procs.identity import ProcessIdentity, boot_id, identify
+from agentd.quickdata import dataclass
 
 KEEP = "keep"
 """The mode of hosts that outlive their agentd."""

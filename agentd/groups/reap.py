@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from agentd.api.types import TERMINAL
@@ -15,6 +14,7 @@ from agentd.groups.stuck import StuckGroup
 from agentd.groups.unknown import find_unknown
 from agentd.procs import cgroups, tree
 from agentd.procs.identity import boot_id, identify
+from agentd.quickdata import dataclass
 
 GRACE_S = 10.0
 """From SIGTERM to SIGKILL for what is left. Hosts pass it on to their workers."""

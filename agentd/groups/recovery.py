@@ -5,8 +5,6 @@ Groups of live runs go on where they are, with their hosts and workers; what is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from agentd.api.types import RunRequest
 from agentd.groups import left
 from agentd.groups.left import LeftGroup
@@ -19,6 +17,7 @@ from agentd.groups.stuck import StuckGroup
 from agentd.groups.unknown import find_unknown
 from agentd.procs import cgroups, tree
 from agentd.procs.identity import boot_id
+from agentd.quickdata import dataclass
 
 SHOWN_RUNS = 256
 """Ended runs that are shown again, the newest."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from agentd.procs.spare import SHORTAGE, asked
+from agentd.quickdata import dataclass
 
 PROC = "/proc"
 

@@ -12,13 +12,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from agentd.procs import cgroups, procfs
 from agentd.procs.identity import ProcessIdentity, send_signal
 from agentd.procs.procfs import ProcessStat
 from agentd.procs.waiter import Waiter
+from agentd.quickdata import dataclass
 
 TOKEN_VARIABLE = "AGENTD_GROUP_TOKEN"
 KILL_BOUND_S = 5.0
