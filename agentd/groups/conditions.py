@@ -40,6 +40,7 @@ class Conditions:
         self._sources: list[Source] = []
         self._standing: dict[str, _Standing] = {}
         self._listeners: list[Callable[[], object]] = []
+        self._diaries: list[Callable[[str, str], object]] = []
         self._details: Mapping[str, str] = _NOTHING
 
     def add_source(self, source: Source) -> None:
@@ -49,6 +50,10 @@ class Conditions:
     def on_change(self, listener: Callable[[], object]) -> None:
         """Call `listener()` after each change that a look found."""
         self._listeners.append(listener)
+
+    def on_turn(self, listener: Callable[[str, str], object]) -> None:
+        """Call `listener(name, sentence)` when a condition begins, with an empty sentence when it is over."""
+        self._diaries.append(listener)
 
     def put(self, condition: Condition, sentence: str) -> None:
         """The condition stands; an empty sentence: it does no longer."""
@@ -94,8 +99,10 @@ class Conditions:
         now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self._wall_clock()))
         for name in self._standing.keys() - found.keys():
             _log.info("%s is over", name, extra={"condition": name})
+            self._tell(name, "")
         for name in found.keys() - self._standing.keys():
             _log.warning("%s: %s", name, found[name], extra={"condition": name})
+            self._tell(name, found[name])
         self._standing = {
             name: _Standing(sentence, self._standing[name].since if name in self._standing else now)
             for name, sentence in found.items()
@@ -103,3 +110,7 @@ class Conditions:
         self._details = MappingProxyType({name: each.detail for name, each in self._standing.items()})
         for listener in self._listeners:
             listener()
+
+    def _tell(self, name: str, sentence: str) -> None:
+        for diary in self._diaries:
+            diary(name, sentence)

@@ -19,6 +19,7 @@ from agentd.api.types import (
     WorkerStatus,
 )
 from agentd.core import group_events as ev
+from agentd.core.conditions import Condition
 from agentd.core.group import GroupState
 from agentd.groups.records import EventRow, RunRow
 from agentd.host.wire import HostSpec
@@ -156,6 +157,16 @@ def agentd_started(*, version: str, pid: int, starts: int, former: str, now: flo
 def agentd_ended(*, pid: int, reason: str, now: float) -> EventRow:
     """It goes away, and says so."""
     return EventRow(time=now, kind=EventKind.AGENTD_ENDED.value, detail=f"pid {pid}: {reason}")
+
+
+def condition_turned(name: str, sentence: str, now: float) -> tuple[EventRow, ...]:
+    """Something degrades the node, or does so no longer: then the sentence is empty."""
+    if name == Condition.JOURNAL_DAMAGED:
+        # What of it could not be read has lines of its own.
+        return ()
+    kind = EventKind.CONDITION_BEGAN if sentence else EventKind.CONDITION_OVER
+    detail = f"{name}: {sentence}" if sentence else name
+    return (EventRow(time=now, kind=kind.value, detail=detail),)
 
 
 def node_drained(drain: Drain, caller: str, now: float) -> EventRow:

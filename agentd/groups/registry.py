@@ -90,6 +90,9 @@ class Registry(Roster):
         self._conditions = conditions or Conditions()
         self._conditions.add_source(lambda: journal.problems)
         self._conditions.on_change(self._refresh_all)
+        self._conditions.on_turn(
+            lambda name, sentence: journal.post(*history.condition_turned(name, sentence, time.time()))
+        )
         self._stuck = StuckBook(self._conditions, self._sweeps)
         self._shared = Facilities(
             journal=journal,

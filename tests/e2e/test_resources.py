@@ -130,6 +130,8 @@ def test_a_full_disk_harms_no_run_and_loses_nothing_that_was_announced(tmp_path:
         assert (caller.status().restart_count, caller.group().host_pid) == (2, host)
         told = [event.kind for event in caller.client.list_events("job")]
         assert told.count("workers_failed") == 2
+        of_node = [event.detail for event in caller.client.list_events() if event.kind == "condition_over"]
+        assert {"STATE_DISK_FULL", "JOURNAL_BEHIND"} <= set(of_node)
         caller.stop()
         assert node.stop() == 0
 

@@ -49,6 +49,15 @@ def test_a_disk_that_was_full_counts_as_full_until_there_is_some_room() -> None:
     assert not of_disk(facts(free=33 * MIB), "/state", standing)
 
 
+def test_the_beginning_and_the_end_of_a_condition_are_told_once() -> None:
+    book = Conditions()
+    told: list[tuple[str, str]] = []
+    book.on_turn(lambda name, sentence: told.append((name, sentence)))
+    for sentence in ("no more", "no more", "none at all", "", ""):
+        book.put(Condition.CANNOT_FORK, sentence)
+    assert told == [("CANNOT_FORK", "no more"), ("CANNOT_FORK", "")]
+
+
 def test_a_condition_keeps_the_time_since_when_it_stands() -> None:
     clock = [0.0]
     book = Conditions(lambda: clock[0])
