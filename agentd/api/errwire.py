@@ -102,19 +102,20 @@ _CAUSE = re.compile(
 )
 
 
-_SILENCES: Final = {
+_STRANGE_PEERS: Final = {
     "before receiving SETTINGS frame": (
         "a process there takes connections and says nothing",
         "Look at it: it is another program, or an agentd that hangs and may be killed and started again.",
     ),
+    "Failed parsing HTTP/2": ("what listens there speaks no gRPC", "Check the address and the port."),
     "tcp handshaker shutdown": ("connection timed out", "See that its machine is up and can be reached."),
 }
-"""gRPC's words for a peer that does not say no: what they mean, and the next step."""
+"""gRPC's words for a peer that neither refuses nor answers: what they mean, and the next step."""
 
 
 def _unreachable(target: str, details: str) -> Unreachable:
     """What kept a connection from being made, without gRPC's own story around it."""
-    for words, (problem, next_step) in _SILENCES.items():
+    for words, (problem, next_step) in _STRANGE_PEERS.items():
         if words in details:
             return Unreachable(target, problem, next_step)
     found = _CAUSE.search(details)

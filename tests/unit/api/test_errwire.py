@@ -125,6 +125,10 @@ def test_a_node_that_does_not_answer_is_told_without_grpcs_own_story(details: st
             "no agentd answers at x:1: a process there takes connections and says nothing. Look at it: ",
         ),
         (
+            "Failed parsing HTTP/2 (Expected SETTINGS frame as the first frame, got frame type 79)",
+            "no agentd answers at x:1: what listens there speaks no gRPC. Check the address",
+        ),
+        (
             "tcp handshaker shutdown",
             "no agentd answers at x:1: connection timed out. See that its machine is up",
         ),
