@@ -16,6 +16,7 @@ from pathlib import Path
 import agentd
 from agentd.api.patience import within
 from agentd.host.handle import HostHandle, HostListener
+from agentd.host.hostlog import HOST_LOG
 from agentd.host.link import SOCKET_NAME
 from agentd.host.wire import (
     Frame,
@@ -34,7 +35,6 @@ from agentd.procs.resources import SHORTAGES
 from agentd.procs.spawn import Child, SpawnError, spawn
 from agentd.procs.tree import TOKEN_VARIABLE
 
-HOST_LOG = "host.log"
 PACKAGES = str(Path(agentd.__file__).parent.parent)
 """Where hosts find agentd."""
 

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from agentd.api.patience import within
 from agentd.core.contact import Contact
+from agentd.host.hostlog import last_line
 from agentd.host.reports import read_reports
 from agentd.host.wire import (
     VERSION,
@@ -301,9 +302,19 @@ class HostHandle:
         if self._heard is not None and self._expected:
             with contextlib.suppress(OSError, asyncio.TimeoutError):
                 await within(LAST_WORDS_S, self._read_on())
+        reason = await self._cause_of_death()
         self._let_go()
+        self._listener.on_host_exit(reason)
+
+    async def _cause_of_death(self) -> str:
+        """How it ended; of one that could not go on, also what it wrote of that."""
         assert self._exit is not None
-        self._listener.on_host_exit(self._exit.summary)
+        words = ""
+        if self._exit.exit_code and self._expected:
+            with contextlib.suppress(OSError, asyncio.TimeoutError):
+                reading = self._loop.run_in_executor(self._disk, last_line, self._group_dir)
+                words = await within(LAST_WORDS_S, reading)
+        return f"{self._exit.summary}: {words}" if words else self._exit.summary
 
     def _let_go(self) -> None:
         self._over = True
