@@ -22,7 +22,9 @@ CLIENT_OPTIONS: Final[Options] = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    # Not a pause: how long one attempt may take. A lost SYN comes again after 1 s, and so may the answer of a
+    # server that a thousand peers dial at once, or that is far away.
+    ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
     # http_proxy would hijack even calls to localhost.
     ("grpc.enable_http_proxy", 0),
