@@ -179,7 +179,21 @@ def request_from_message(message: pb.JoinRequest) -> NodeMessage | None:
 
 
 def response_to_message(message: HubMessage) -> pb.JoinResponse:
-    """What the hub says."""
+    """What the hub says. What it says to every node of a run is translated once."""
+    if not isinstance(message, SessionWelcome | StopRound | RunFinished | RunView):
+        return _translated(message)
+    for known, translated in _shared:
+        if known is message:
+            return translated
+    translated = _translated(message)
+    _shared.append((message, translated))
+    return translated
+
+
+_shared: deque[tuple[HubMessage, pb.JoinResponse]] = deque(maxlen=8)
+
+
+def _translated(message: HubMessage) -> pb.JoinResponse:
     match message:
         case SessionWelcome(hub_node_id=node_id, heartbeat=heartbeat, lease=lease, spec=spec):
             welcome = pb.SessionWelcome(
@@ -201,7 +215,7 @@ def response_to_message(message: HubMessage) -> pb.JoinResponse:
         case SessionHeartbeatAnswer(sequence=sequence):
             return pb.JoinResponse(heartbeat=pb.SessionHeartbeatAnswer(sequence=sequence))
         case RunView():
-            return _view_to_message(message)
+            return pb.JoinResponse(view=pb.RunView(status=convert.run_status_to_message(message.status)))
         case HubLeaving(reason=reason):
             return pb.JoinResponse(hub_leaving=pb.HubLeaving(reason=reason))
 
@@ -281,19 +295,6 @@ def _aged_from_message(aged: pb.AgedFailure) -> AgedFailure:
         failure=convert.failure_from_message(aged.failure),
         age=convert.duration_from_message(aged.age, "failed.failures.age"),
     )
-
-
-_views: deque[tuple[RunView, pb.JoinResponse]] = deque(maxlen=4)
-
-
-def _view_to_message(view: RunView) -> pb.JoinResponse:
-    """One view goes to every node of a run: it is translated once."""
-    for known, message in _views:
-        if known is view:
-            return message
-    message = pb.JoinResponse(view=pb.RunView(status=convert.run_status_to_message(view.status)))
-    _views.append((view, message))
-    return message
 
 
 def _finished_to_message(message: RunFinished) -> pb.RunFinished:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentd.api.types import RunSpec
 from agentd.core import defaults
 from agentd.core.specs import Member, expected_members, member_bounds
+from agentd.hub.messages import SessionWelcome
 
+LISTED_LIMIT = 64
+"""Nodes of a run that a welcome lists: each of N nodes would get the names of N nodes."""
 RETURN_TIME = 3.0
 """Within it a node that lost its hub dials again: its longest pause between two tries, and a little."""
 
@@ -36,6 +39,8 @@ class RunPlan:
     join_timeout: float
     last_call: float
     stop_grace: float
+    welcome: SessionWelcome
+    """The first word to each node."""
     controller_lease: float | None = None
     """None: nobody needs to renew the run."""
 
@@ -76,6 +81,7 @@ def make_plan(
     rendezvous = spec.rendezvous
     expected = expected_members(spec)
     fewest, most = member_bounds(spec)
+    heartbeat, lease = _or(rendezvous.heartbeat, defaults.HEARTBEAT), _or(rendezvous.lease, defaults.LEASE)
     return RunPlan(
         spec=spec,
         incarnation=incarnation,
@@ -87,13 +93,24 @@ def make_plan(
         expected={member: index for index, member in enumerate(expected)},
         min_members=fewest,
         max_members=most,
-        heartbeat=_or(rendezvous.heartbeat, defaults.HEARTBEAT),
-        lease=_or(rendezvous.lease, defaults.LEASE),
+        heartbeat=heartbeat,
+        lease=lease,
+        welcome=SessionWelcome(
+            hub_node_id=hub_node_id, heartbeat=heartbeat, lease=lease, spec=_without_long_lists(spec)
+        ),
         join_timeout=_or(rendezvous.join_timeout, defaults.JOIN_TIMEOUT),
         last_call=_or(rendezvous.last_call, defaults.LAST_CALL),
         stop_grace=_or(spec.stop_grace, defaults.STOP_GRACE),
         controller_lease=spec.controller_lease,
     )
+
+
+def _without_long_lists(spec: RunSpec) -> RunSpec:
+    """What is the same for every node: of which others there are each knows from its own Run."""
+    if len(spec.nodes) <= LISTED_LIMIT:
+        return spec
+    roles = (replace(role, nodes=(), local_world_size_by_node={}) for role in spec.roles)
+    return replace(spec, nodes=(), roles=tuple(roles))
 
 
 def _or(value: float | None, default: float) -> float:

@@ -13,7 +13,6 @@ from agentd.hub.messages import (
     MemberState,
     RunFinished,
     SessionHello,
-    SessionWelcome,
     StopRound,
 )
 from agentd.hub.reports import done
@@ -73,11 +72,7 @@ def attach(turn: Turn, hello: SessionHello) -> None:
         detached=without(state.detached, [node.node_id]),
         absent=without(state.absent, [node.node_id]),
     )
-    plan = state.plan
-    welcome = SessionWelcome(
-        hub_node_id=plan.hub_node_id, heartbeat=plan.heartbeat, lease=plan.lease, spec=plan.spec
-    )
-    turn.send([node.node_id], welcome)
+    turn.send([node.node_id], state.plan.welcome)
     if state.beat in (Beat.ENDING, Beat.ENDED):
         turn.send([node.node_id], farewell(state))
         return

@@ -49,8 +49,5 @@ class Tombstone:
 
 def bury(plan: RunPlan, status: RunStatus) -> Tombstone:
     """The tombstone of a run by its last status."""
-    welcome = SessionWelcome(
-        hub_node_id=plan.hub_node_id, heartbeat=plan.heartbeat, lease=plan.lease, spec=plan.spec
-    )
     small = len(status.nodes) <= COMPACT_LIMIT
-    return Tombstone(spec=plan.spec, status=status if small else compact(status), welcome=welcome)
+    return Tombstone(spec=plan.spec, status=status if small else compact(status), welcome=plan.welcome)
