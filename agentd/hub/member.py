@@ -339,6 +339,9 @@ class MemberSession:
 
     async def _keep_alive(self, ear: _Ear) -> None:
         sequence = 0
+        if not self._book.runs_any:
+            # Its hello was one. A thousand nodes that join together shall not beat together.
+            await asyncio.sleep(self._heartbeat * self._uniform(0.5, 1.0))
         while ear.silence(_now()) <= self._lease:
             sequence += 1
             self._contacts.sent(sequence, boottime())

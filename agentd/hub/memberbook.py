@@ -57,6 +57,11 @@ class MemberBook:
             for member in self._members.values()
         )
 
+    @property
+    def runs_any(self) -> bool:
+        """Whether a member has a place in a round: how long it may act is for the hub to say soon."""
+        return any(member.condition is MemberCondition.RUNNING for member in self._members.values())
+
     def resume(self, state: MemberState) -> None:
         """Know a member as another agentd of this node left it, before any stream is open."""
         self._members[state.role] = _Member(
