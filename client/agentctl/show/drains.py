@@ -32,8 +32,8 @@ def left_line(info: NodeInfo) -> str:
 def hub_line(hub_of: Sequence[RunRef]) -> str:
     """Why its machine cannot be taken away yet."""
     return (
-        f"is the hub of {_named(ref.run_id for ref in hub_of)}: what others run of it goes on, and needs "
-        "this agentd again if its machine is taken away"
+        f"is the hub of {_named(ref.run_id for ref in hub_of)}: other nodes go on, and need this "
+        "agentd to the end"
     )
 
 

@@ -49,7 +49,9 @@ def test_what_is_left_on_a_node() -> None:
     assert left_line(NodeInfo(node_id="a")) == "is empty"
     assert left_line(NodeInfo(node_id="a", groups=(GROUP,))) == "has 1 worker group left: r/train running"
     hub = NodeInfo(node_id="a", hub_of=(RunRef(run_id="r", incarnation=1), RunRef(run_id="s", incarnation=2)))
-    assert left_line(hub).startswith("is empty, and is the hub of runs r, s: ")
+    assert left_line(hub) == (
+        "is empty, and is the hub of runs r, s: other nodes go on, and need this agentd to the end"
+    )
     assert drain_line(WAIT) == f"drained since {clock_time(1000.0)}, waits for its runs to end: new disk"
 
 
