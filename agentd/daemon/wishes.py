@@ -31,7 +31,7 @@ class Wishes:
 
     @contextlib.contextmanager
     def heard(self, lifeline_fd: int | None) -> Iterator[None]:
-        """Listen while the block runs."""
+        """Listen while the block runs. Signals that come later change nothing: the process is at its end."""
         loop = asyncio.get_running_loop()
         for signum in _LEAVING:
             loop.add_signal_handler(signum, self._on_signal, signum)
@@ -45,8 +45,7 @@ class Wishes:
         finally:
             if lifeline_fd is not None:
                 loop.remove_reader(lifeline_fd)
-            for signum in (*_LEAVING, signal.SIGUSR2, signal.SIGHUP):
-                loop.remove_signal_handler(signum)
+            _ignore(loop, *_LEAVING, signal.SIGUSR2, signal.SIGHUP)
 
     def _on_signal(self, signum: signal.Signals) -> None:
         if self.leave.is_set():
@@ -81,3 +80,14 @@ class Wishes:
         if not self.leave.is_set():
             self.reason = reason
             self.leave.set()
+
+
+def _ignore(loop: asyncio.AbstractEventLoop, *signums: signal.Signals) -> None:
+    """Instead of what the kernel does by default: a repeated wish would show a good end as a crash."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signums)
+    try:
+        for signum in signums:
+            loop.remove_signal_handler(signum)
+            signal.signal(signum, signal.SIG_IGN)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

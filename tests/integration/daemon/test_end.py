@@ -35,6 +35,8 @@ from tests.integration.daemon.rig import (
 from tests.support.fleet import is_gone
 from tests.support.waiting import wait_until
 
+EACH_S = 0.001
+"""Between two signals: a process that only hears them does nothing else."""
 OBEDIENT = "import time\nprint('up', flush=True)\ntime.sleep(600)\n"
 SAVES_ITS_WORK = """
 import pathlib, signal, sys, time
@@ -153,6 +155,21 @@ def test_a_handover_ends_streams_with_a_last_message_and_leaves_host_and_workers
         assert not any(is_gone(pid) for pid in pids)
     (left,) = reap(str(daemon.state_dir), 0.5)
     assert set(left.pids) == set(pids)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGUSR2, signal.SIGHUP])
+def test_a_handover_that_is_asked_for_to_the_last_moment_still_ends_well(
+    folder: Path, signum: signal.Signals
+) -> None:
+    with running(folder) as daemon:
+        daemon.signal(signal.SIGUSR2)
+        daemon.event("handing over")
+
+        deadline = time.monotonic() + END_S
+        while daemon.process.poll() is None and time.monotonic() < deadline:
+            daemon.signal(signum)
+            time.sleep(EACH_S)
+        assert daemon.ended() == ExitCode.OK
 
 
 def test_kill_9_of_agentd_in_mode_stop_ends_its_workers_and_leaves_nothing(folder: Path) -> None:
