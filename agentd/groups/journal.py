@@ -15,7 +15,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
@@ -27,27 +27,17 @@ from agentd.groups.database import Opened, copied, is_damage, open_database, rea
 from agentd.groups.records import HubRow, Record
 from agentd.groups.remembered import Remembered, read
 from agentd.groups.schema import NewerSchema
+from agentd.groups.tidying import tidy_if_possible
+from agentd.groups.writequeue import WriteQueue
 from agentd.procs.identity import boot_id
 from agentd.quickdata import dataclass
 
 PATIENCE = 1.0
 BEHIND = Condition.JOURNAL_BEHIND.value
 DAMAGED = Condition.JOURNAL_DAMAGED.value
-KEPT_EVENTS = 5000
-"""Of one incarnation of a run, and of the node itself."""
-KEPT_EVENTS_IN_ALL = 50_000
-KEPT_ELASTIC_EVENTS = 10_000
-"""Of one incarnation of a run."""
-KEPT_ELASTIC_EVENTS_IN_ALL = 50_000
-
-_RETRY_S = 0.5
-_PROBE = "INSERT OR REPLACE INTO meta VALUES ('written_again_at', ?)"
-_TIDY_EACH = 2000
 _MANY = 11
 """More digits than seconds have: nobody counted that."""
 _CLOSE_S = 5.0
-_UNFIT = (ValueError, OverflowError, TypeError, sqlite3.DataError)
-"""What a record raises that no other try would write."""
 _log = logging.getLogger(__name__)
 
 
@@ -65,7 +55,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._queue = _Queue()
+        self._queue = WriteQueue()
         self._thread: threading.Thread | None = None
         self._behind = False
         self._introduced = False
@@ -166,7 +156,7 @@ class Journal:
             try:
                 self._learn(db)
                 self._introduce(db)
-                _tidy_if_possible(db)
+                tidy_if_possible(db)
             except BaseException:
                 db.close()
                 raise
@@ -234,90 +224,6 @@ class Journal:
             )
 
 
-class _Queue:
-    """Records on their way to the disk, the newest of each key, and who waits for them."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()  # guards all below; never held during I/O
-        self._records: dict[Hashable, Record] = {}
-        self._waiting: list[Callable[[], object]] = []
-        self._closed = False
-        self.problem = ""
-
-    def put(self, records: tuple[Record, ...], written: Callable[[], object] | None) -> None:
-        with self._condition:
-            for record in records:
-                # Taken out first: a replaced record must not overtake what was written after it.
-                self._records.pop(record.key(), None)
-                self._records[record.key()] = record
-            if written is not None:
-                self._waiting.append(written)
-            self._condition.notify()
-
-    def close(self) -> None:
-        with self._condition:
-            self._closed = True
-            self._condition.notify()
-
-    def drain(self, db: sqlite3.Connection) -> bool:
-        """Write until closed and empty or unwritable; True: the file is damaged and is to be opened again."""
-        count = 0
-        while True:
-            with self._condition:
-                self._condition.wait_for(
-                    lambda: self._records or self._waiting or self._closed,
-                    _RETRY_S if self.problem else None,
-                )
-                records, self._records = self._records, {}
-                waiting, self._waiting = self._waiting, []
-                closed = self._closed
-            error = self._commit(db, records)
-            if error is None:
-                count += len(records)
-                _call_all(waiting)
-                if count > _TIDY_EACH:
-                    count = 0
-                    _tidy_if_possible(db)
-            else:
-                self._put_back(records, waiting)
-            if closed and (self.problem or not self._records):
-                return False
-            if error is not None and is_damage(error):
-                return True
-
-    def failed(self, problem: str) -> bool:
-        """The file cannot be opened; wait a while. Whether there is nothing to wait for any more."""
-        self.problem = problem
-        with self._condition:
-            if not self._closed:
-                self._condition.wait(_RETRY_S)
-            return self._closed
-
-    def _commit(self, db: sqlite3.Connection, records: Mapping[Hashable, Record]) -> sqlite3.Error | None:
-        try:
-            with db:
-                if self.problem:
-                    # What waited may have been taken back: only a real write tells that the disk takes any.
-                    db.execute(_PROBE, (str(time.time()),))
-                for record in records.values():
-                    _write(db, record)
-        except sqlite3.Error as error:
-            if not self.problem:
-                _log.error("the journal cannot be written", extra={"problem": str(error)})
-            self.problem = str(error)
-            return error
-        self.problem = ""
-        return None
-
-    def _put_back(self, records: dict[Hashable, Record], waiting: list[Callable[[], object]]) -> None:
-        with self._condition:
-            newer, self._records = self._records, records
-            self._records.update(newer)
-            self._waiting = waiting + self._waiting
-            if not self._closed:
-                self._condition.wait(_RETRY_S)
-
-
 def open_for_reading(path: Path) -> Remembered:
     """What a state directory's database remembers, for tools; the daemon need not run.
 
@@ -363,62 +269,12 @@ def _introduce(db: sqlite3.Connection, state_dir: Path, given: int) -> tuple[str
     return uid, starts
 
 
-def _tidy_if_possible(db: sqlite3.Connection) -> None:
-    """What cannot be tidied now, on a disk that is full perhaps, is tidied another time."""
-    try:
-        _tidy(db)
-    except sqlite3.Error as error:
-        _log.warning("the journal cannot be tidied", extra={"problem": str(error)})
-
-
-def _tidy(db: sqlite3.Connection) -> None:
-    """Forget what belongs to no run, and the oldest events."""
-    with db:
-        for table in ("groups", "hub"):
-            db.execute(
-                f"DELETE FROM {table} WHERE (run_id, incarnation) NOT IN "
-                "(SELECT run_id, incarnation FROM runs)"
-            )
-        _tidy_events(db, "events", each=KEPT_EVENTS, in_all=KEPT_EVENTS_IN_ALL)
-        _tidy_events(db, "elastic_events", each=KEPT_ELASTIC_EVENTS, in_all=KEPT_ELASTIC_EVENTS_IN_ALL)
-
-
-def _tidy_events(db: sqlite3.Connection, table: str, *, each: int, in_all: int) -> None:
-    """Bound them as a whole and by incarnation, and forget those of forgotten runs, not those of the node."""
-    db.execute(f"DELETE FROM {table} WHERE id <= (SELECT MAX(id) FROM {table}) - ?", (in_all,))
-    runs = {("", 0), *db.execute("SELECT run_id, incarnation FROM runs")}
-    counted = db.execute(f"SELECT run_id, incarnation, COUNT(*) FROM {table} GROUP BY 1, 2").fetchall()
-    for run_id, incarnation, count in counted:
-        kept = each if (run_id, incarnation) in runs else 0
-        if count > kept:
-            db.execute(
-                f"DELETE FROM {table} WHERE run_id = ? AND incarnation = ? AND id NOT IN "
-                f"(SELECT id FROM {table} WHERE run_id = ? AND incarnation = ? ORDER BY id DESC LIMIT ?)",
-                (run_id, incarnation, run_id, incarnation, kept),
-            )
-
-
-def _write(db: sqlite3.Connection, record: Record) -> None:
-    """A record that nothing could write is left out: it must not take the others, or the thread, with it."""
-    try:
-        record.write(db)
-    except _UNFIT as error:
-        _log.error("a record is not for the journal", extra={"record": record.key(), "problem": str(error)})
-
-
 def _as_json(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} cannot be journalled")
-
-
-def _call_all(callbacks: list[Callable[[], object]]) -> None:
-    for callback in callbacks:
-        # The loop of a waiter may be closed by now.
-        with contextlib.suppress(RuntimeError):
-            callback()
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -12,8 +12,7 @@ import pytest
 
 from agentd.api.types import Command, Phase, RoleSpec, RunSpec, RunStatus
 from agentd.elastic.events import Event, EventSource
-from agentd.groups import journal as journal_module
-from agentd.groups import records
+from agentd.groups import records, tidying
 from agentd.groups.journal import Journal, open_for_reading
 from agentd.groups.records import ElasticEventRow, ForgetRun, RunRow
 from tests.support.waiting import wait_until_async
@@ -76,8 +75,8 @@ async def test_the_same_report_twice_is_one_row(tmp_path: Path) -> None:
 async def test_the_newest_of_each_incarnation_and_of_all_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "KEPT_ELASTIC_EVENTS", 10)
-    monkeypatch.setattr(journal_module, "KEPT_ELASTIC_EVENTS_IN_ALL", 15)
+    monkeypatch.setattr(tidying, "KEPT_ELASTIC_EVENTS", 10)
+    monkeypatch.setattr(tidying, "KEPT_ELASTIC_EVENTS_IN_ALL", 15)
     journal = await started(tmp_path)
     for incarnation in (1, 2):
         await journal.write(run_row(incarnation), *(event_row(n, incarnation) for n in range(1, 31)))

@@ -13,6 +13,7 @@ import pytest
 from agentd.api.errors import JournalUnavailable
 from agentd.api.types import Command, Phase, RoleSpec, RunSpec, RunStatus
 from agentd.groups import journal as journal_module
+from agentd.groups import tidying
 from agentd.groups.journal import BEHIND, Journal, open_for_reading
 from agentd.groups.records import EventRow, ForgetRun, GroupRow, HubRow, RunRow
 from agentd.hub.state import HubRecord
@@ -129,8 +130,8 @@ async def test_a_database_that_cannot_be_written_is_tried_again_until_it_can(
 async def test_history_is_bounded_by_run_and_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "KEPT_EVENTS", 10)
-    monkeypatch.setattr(journal_module, "KEPT_EVENTS_IN_ALL", 35)
+    monkeypatch.setattr(tidying, "KEPT_EVENTS", 10)
+    monkeypatch.setattr(tidying, "KEPT_EVENTS_IN_ALL", 35)
     journal = await started(tmp_path)
     await journal.write(run_row("a"), run_row("b"), run_row("c"), run_row("d"))
     for run_id in ("", "gone", "a", "b", "c", "d"):

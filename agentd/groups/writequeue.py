@@ -1,0 +1,127 @@
+"""Records on their way to the disk: what callers put in, and what the journal's thread takes out and writes.
+
+Of each key only the newest waits, so that a disk that takes nothing for long costs no more memory than there
+are subjects. What could not be written is tried again, and who waits for it waits on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Hashable, Mapping
+
+from agentd.groups.database import is_damage
+from agentd.groups.records import Record
+from agentd.groups.tidying import tidy_if_possible
+
+_RETRY_S = 0.5
+_PROBE = "INSERT OR REPLACE INTO meta VALUES ('written_again_at', ?)"
+_TIDY_EACH = 2000
+_UNFIT = (ValueError, OverflowError, TypeError, sqlite3.DataError)
+"""What a record raises that no other try would write."""
+_log = logging.getLogger(__name__)
+
+
+class WriteQueue:
+    """Records on their way to the disk, the newest of each key, and who waits for them."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()  # guards all below; never held during I/O
+        self._records: dict[Hashable, Record] = {}
+        self._waiting: list[Callable[[], object]] = []
+        self._closed = False
+        self.problem = ""
+        """Why the disk takes nothing now; empty: it does."""
+
+    def put(self, records: tuple[Record, ...], written: Callable[[], object] | None) -> None:
+        """Have the records written; `written()` is called in the writing thread once they are safe."""
+        with self._condition:
+            for record in records:
+                # Taken out first: a replaced record must not overtake what was written after it.
+                self._records.pop(record.key(), None)
+                self._records[record.key()] = record
+            if written is not None:
+                self._waiting.append(written)
+            self._condition.notify()
+
+    def close(self) -> None:
+        """Nothing comes any more: `drain` ends when all is written or cannot be."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+
+    def drain(self, db: sqlite3.Connection) -> bool:
+        """Write until closed and empty or unwritable; True: the file is damaged and is to be opened again."""
+        count = 0
+        while True:
+            with self._condition:
+                self._condition.wait_for(
+                    lambda: self._records or self._waiting or self._closed,
+                    _RETRY_S if self.problem else None,
+                )
+                records, self._records = self._records, {}
+                waiting, self._waiting = self._waiting, []
+                closed = self._closed
+            error = self._commit(db, records)
+            if error is None:
+                count += len(records)
+                _call_all(waiting)
+                if count > _TIDY_EACH:
+                    count = 0
+                    tidy_if_possible(db)
+            else:
+                self._put_back(records, waiting)
+            if closed and (self.problem or not self._records):
+                return False
+            if error is not None and is_damage(error):
+                return True
+
+    def failed(self, problem: str) -> bool:
+        """The file cannot be opened; wait a while. Whether there is nothing to wait for any more."""
+        self.problem = problem
+        with self._condition:
+            if not self._closed:
+                self._condition.wait(_RETRY_S)
+            return self._closed
+
+    def _commit(self, db: sqlite3.Connection, records: Mapping[Hashable, Record]) -> sqlite3.Error | None:
+        try:
+            with db:
+                if self.problem:
+                    # What waited may have been taken back: only a real write tells that the disk takes any.
+                    db.execute(_PROBE, (str(time.time()),))
+                for record in records.values():
+                    _write(db, record)
+        except sqlite3.Error as error:
+            if not self.problem:
+                _log.error("the journal cannot be written", extra={"problem": str(error)})
+            self.problem = str(error)
+            return error
+        self.problem = ""
+        return None
+
+    def _put_back(self, records: dict[Hashable, Record], waiting: list[Callable[[], object]]) -> None:
+        with self._condition:
+            newer, self._records = self._records, records
+            self._records.update(newer)
+            self._waiting = waiting + self._waiting
+            if not self._closed:
+                self._condition.wait(_RETRY_S)
+
+
+def _write(db: sqlite3.Connection, record: Record) -> None:
+    """A record that nothing could write is left out: it must not take the others, or the thread, with it."""
+    try:
+        record.write(db)
+    except _UNFIT as error:
+        _log.error("a record is not for the journal", extra={"record": record.key(), "problem": str(error)})
+
+
+def _call_all(callbacks: list[Callable[[], object]]) -> None:
+    for callback in callbacks:
+        # The loop of a waiter may be closed by now.
+        with contextlib.suppress(RuntimeError):
+            callback()
