@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from agentd.core.conditions import NEXT_STEP, NOT_READY, REFUSES_RUNS, Condition
+from agentd.core.moments import utc
 from agentd.quickdata import dataclass
 
 Source = Callable[[], Mapping[str, str]]
@@ -96,7 +97,7 @@ class Conditions:
         return "", "", ""
 
     def _change(self, found: Mapping[str, str]) -> None:
-        now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(self._wall_clock()))
+        now = utc(self._wall_clock())
         for name in self._standing.keys() - found.keys():
             _log.info("%s is over", name, extra={"condition": name})
             self._tell(name, "")

@@ -25,6 +25,7 @@ from agentd.api.types import (
     StopRequest,
     StopScope,
 )
+from agentd.core.moments import utc
 from agentd.core.specs import MAX_DURATION
 from agentd.groups import history
 from agentd.groups.board import RunKey
@@ -177,8 +178,7 @@ def time_left(drain: Drain, now: float) -> float | None:
 
 def why(drain: Drain) -> str:
     """Of a drain, for whom it refuses a run: since when, and the operator's reason."""
-    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(drain.since))
-    return f"since {when}{_why(drain)}"
+    return f"since {utc(drain.since)}{_why(drain)}"
 
 
 def _why(drain: Drain) -> str:

@@ -12,6 +12,7 @@ from dataclasses import fields
 
 from agentd.core.assignment import Assignment
 from agentd.core.contact import NO_CONTACT, Contact
+from agentd.core.moments import utc
 from agentd.elastic.multiprocessing.errors.failure import NOT_AVAILABLE, ProcessFailure
 from agentd.elastic.rendezvous.api import RendezvousHandler, RendezvousInfo
 from agentd.elastic.rendezvous.coordinated import (
@@ -189,8 +190,7 @@ class HostRendezvous(RendezvousHandler):
 
 def isolation_sentence(since: float) -> str:
     """Why a node stops its round by itself. `since`: seconds since the epoch."""
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
-    return f"no contact with the hub since {at}, and on_isolation is stop"
+    return f"no contact with the hub since {utc(since)}, and on_isolation is stop"
 
 
 def _started(worker: WorkerStart) -> StartedWorker:

@@ -7,9 +7,9 @@ that begins again knows nothing of renewals it missed, so it gives a whole lease
 from __future__ import annotations
 
 from agentd.api.types import Phase
+from agentd.core.moments import utc
 from agentd.hub.plan import RunPlan
 from agentd.hub.rounds import finish
-from agentd.hub.sentences import moment
 from agentd.hub.state import HubRecord, Renewal, RunState
 from agentd.hub.turn import Turn
 
@@ -45,6 +45,6 @@ def expire(turn: Turn) -> None:
 def _reason(state: RunState) -> str:
     renewal, lease = state.renewal, state.plan.controller_lease
     assert renewal is not None
-    when = moment(renewal.time)
+    when = utc(renewal.time)
     last = f"not renewed since {renewal.instead} at {when}" if renewal.instead else f"last renewed at {when}"
     return f"its controller lease of {lease:g} s has ended: {last}"

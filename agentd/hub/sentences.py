@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
 
 from agentd.api.signals import signal_name
 from agentd.api.types import Failure
+from agentd.core.moments import utc
 from agentd.hub.ranks import missing
 from agentd.hub.state import MemberKey, RunState
 
@@ -57,14 +57,9 @@ def join_timeout(state: RunState) -> str:
 def detached(until: float) -> str:
     """What becomes of a node without a stream; `until` is wall-clock time."""
     return (
-        f"out of touch; it keeps its place until {moment(until)}. "
+        f"out of touch; it keeps its place until {utc(until)}. "
         "See that its agentd runs and can reach this hub"
     )
-
-
-def moment(time: float) -> str:
-    """A wall-clock time for people anywhere."""
-    return datetime.fromtimestamp(time, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def succeeded(count: int) -> str:

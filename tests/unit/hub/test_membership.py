@@ -9,6 +9,7 @@ import pytest
 from agentd.api.errors import InvalidSpec, NodeIdTaken, StaleSession
 from agentd.api.types import Phase
 from agentd.core import defaults
+from agentd.core.moments import utc
 from agentd.hub.core import begin
 from agentd.hub.messages import (
     MemberCondition,
@@ -19,7 +20,6 @@ from agentd.hub.messages import (
     SessionWelcome,
     StopRound,
 )
-from agentd.hub.sentences import moment
 from agentd.hub.state import Beat, HubRecord, NodeSilent, Received, StreamEnded
 from tests.unit.hub.rig import Rig, make_spec
 
@@ -201,7 +201,7 @@ def test_broken_stream_disturbs_nothing_when_the_node_comes_back_in_time() -> No
     rig.break_stream("b")
     (b,) = [node for node in rig.status.nodes if node.node_id == "b"]
     assert b.detached
-    assert b.reason.startswith(f"out of touch; it keeps its place until {moment(rig.now + 5)}. See that")
+    assert b.reason.startswith(f"out of touch; it keeps its place until {utc(rig.now + 5)}. See that")
     rig.wait(4.9)
     rig.hello("b", member(RUNNING, 1))
     rig.wait(100)

@@ -1,0 +1,10 @@
+"""A moment as people read it in sentences that travel: nodes need not share a time zone."""
+
+from __future__ import annotations
+
+import time
+
+
+def utc(seconds: float) -> str:
+    """Seconds since the epoch as `2026-01-01 12:00:00 UTC`."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
