@@ -15,13 +15,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Protocol, TypeAlias
 
-from agentd.procs import prctl
 from agentd.procs.exits import ExitInfo, ExitWatch
+from agentd.procs.forking import Prepared, Program, fork_all
 from agentd.procs.identity import ProcessIdentity, identify
 from agentd.procs.lifeline import Lifeline
 from agentd.procs.waiter import Waiter
@@ -30,10 +31,6 @@ from agentd.quickdata import dataclass
 DEATHLINK = str(Path(__file__).with_name("deathlink.py"))
 LINK_TIMEOUT_S = 30.0
 RESET_BY_SUBPROCESS = {signal.SIGPIPE, signal.SIGXFSZ}
-
-Starter: TypeAlias = (
-    "Callable[[str, Sequence[str], int, Lifeline | None, dict[str, Any]], subprocess.Popen[bytes]]"
-)
 
 
 class SpawnError(OSError):
@@ -48,12 +45,28 @@ class SpawnError(OSError):
         return f"cannot start {self.path}: {self.problem}"
 
 
+class Started(Protocol):
+    """A child process; `subprocess.Popen` is one."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self) -> int: ...
+
+    def kill(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Child:
     """A started program, its own session's leader. Its owner reaps it."""
 
     identity: ProcessIdentity
-    popen: subprocess.Popen[bytes]
+    popen: Started
     started_at: float = field(default_factory=time.time)
     """Seconds since the epoch."""
     lifeline: Lifeline | None = None
@@ -80,6 +93,19 @@ class Child:
             self.lifeline.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A program to be started, as `spawn` has it."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str | None = None
+    stdout_fd: int | None = None
+    stderr_fd: int | None = None
+    parent_death_signal: int | None = signal.SIGKILL
+    new_session: bool = True
+
+
 def spawn(
     argv: Sequence[str],
     *,
@@ -95,37 +121,34 @@ def spawn(
     The link follows the calling thread: with its end the child gets `parent_death_signal`. What the child
     starts in its session's first group gets it when this process is gone: a descriptor tells the kernel.
     """
-    program = find_program(argv[0], env)
-    start = _starter(parent_death_signal)
-    try:
-        with contextlib.ExitStack() as stack:
-            empty = stack.enter_context(open(os.devnull, "rb"))
-            lifeline = stack.enter_context(Lifeline()) if parent_death_signal and new_session else None
-            options = {
-                "env": dict(env),
-                "cwd": cwd,
-                "stdin": empty,
-                "stdout": stdout_fd,
-                "stderr": stderr_fd,
-                "start_new_session": new_session,
-                "pass_fds": () if lifeline is None else (lifeline.theirs,),
-            }
-            popen = start(program, argv, parent_death_signal or 0, lifeline, options)
-    except OSError as error:
-        raise _explained(error, program, cwd) from error
-    except ValueError as error:
-        raise SpawnError(errno.EINVAL, program, str(error)) from error
-    try:
-        identity = identify(popen.pid)
-    except OSError as error:
-        # Whom nobody can name nobody can end later.
-        popen.kill()
-        popen.wait()
-        if lifeline is not None:
-            lifeline.close()
-        raise _explained(error, program, cwd) from error
-    assert identity is not None, "an unreaped child is always in /proc"
-    return Child(identity, popen, lifeline=lifeline)
+    order = Order(
+        argv=argv,
+        env=env,
+        cwd=cwd,
+        stdout_fd=stdout_fd,
+        stderr_fd=stderr_fd,
+        parent_death_signal=parent_death_signal,
+        new_session=new_session,
+    )
+    (child,) = spawn_all([order])
+    return child
+
+
+def spawn_all(orders: Sequence[Order]) -> Iterator[Child]:
+    """Start several, together where that is sooner, and give them in their order.
+
+    Raises `SpawnError` for the first that cannot be started. What was not given by then, or when nobody asks
+    for more, is ended again.
+    """
+    ways = [_way(order.parent_death_signal) for order in orders]
+    if all(way is None for way in ways):
+        yield from _forked_together(orders)
+        return
+    for order, way in zip(orders, ways, strict=True):
+        if way is None:
+            yield from _forked_together([order])
+        else:
+            yield _started_by(way, order)
 
 
 def find_program(name: str, env: Mapping[str, str]) -> str:
@@ -141,10 +164,14 @@ def find_program(name: str, env: Mapping[str, str]) -> str:
     return found
 
 
-def _starter(death_signal: int | None) -> Starter:
+Way: TypeAlias = "Callable[[Program], subprocess.Popen[bytes]]"
+
+
+def _way(death_signal: int | None) -> Way | None:
+    """None: by a fork."""
     if not death_signal and not _ignored_signals() and not signal.pthread_sigmask(signal.SIG_BLOCK, ()):
         return _start_plain
-    return _start_forked if len(os.listdir("/proc/self/task")) == 1 else _start_linked
+    return None if len(os.listdir("/proc/self/task")) == 1 else _start_linked
 
 
 def _ignored_signals() -> list[int]:
@@ -156,68 +183,142 @@ def _ignored_signals() -> list[int]:
     ]
 
 
-def _start_plain(
-    program: str,
-    argv: Sequence[str],
-    _death_signal: int,
-    _lifeline: Lifeline | None,
-    options: dict[str, Any],
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(list(argv), executable=program, **options)
+@contextlib.contextmanager
+def _program(order: Order) -> Iterator[Program]:
+    """What only the child needs of it is closed here at the end, all of it after an exception."""
+    path = find_program(order.argv[0], order.env)
+    with contextlib.ExitStack() as stack:
+        empty = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, empty)
+        linked = bool(order.parent_death_signal) and order.new_session
+        yield Program(
+            path=path,
+            argv=order.argv,
+            env=order.env,
+            cwd=order.cwd,
+            streams=(empty, order.stdout_fd, order.stderr_fd),
+            new_session=order.new_session,
+            death_signal=order.parent_death_signal or 0,
+            lifeline=stack.enter_context(Lifeline()) if linked else None,
+        )
 
 
-def _start_forked(
-    program: str,
-    argv: Sequence[str],
-    death_signal: int,
-    lifeline: Lifeline | None,
-    options: dict[str, Any],
-) -> subprocess.Popen[bytes]:
-    prctl.load()
-    parent = os.getpid()
-    ignored = _ignored_signals()
-
-    def prepare() -> None:
-        if death_signal:
-            prctl.set_parent_death_signal(death_signal)
-            # The parent may have died before the link was made.
-            if os.getppid() != parent:
-                os._exit(128 + death_signal)
-        if lifeline is not None:
-            # Here, not by the parent afterwards: by then the program runs and may have started others.
-            lifeline.tie(os.getpid(), death_signal)
-        for number in ignored:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-    # One thread only, so none can hold a lock that the child would wait for.
-    return subprocess.Popen(list(argv), executable=program, preexec_fn=prepare, **options)  # noqa: PLW1509
+def _forked_together(orders: Sequence[Order]) -> Iterator[Child]:
+    prepared: list[Prepared] = []
+    with contextlib.ExitStack() as stack:
+        problem: SpawnError | None = None
+        for order in orders:
+            try:
+                prepared.append(stack.enter_context(_prepared(order)))
+            except SpawnError as error:
+                problem = error
+                break
+        results = fork_all(prepared)
+    left = deque(zip(results, [each.program for each in prepared], strict=False))
+    try:
+        while left:
+            child = _child_of(*left[0])
+            left.popleft()
+            yield child
+    finally:
+        for result, program in left:
+            _abandon(result, program)
+        for each in prepared[len(results) :]:
+            _close_lifeline(each.program)
+    if problem is not None:
+        raise problem
 
 
-def _start_linked(
-    program: str,
-    argv: Sequence[str],
-    death_signal: int,
-    lifeline: Lifeline | None,
-    options: dict[str, Any],
-) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def _prepared(order: Order) -> Iterator[Prepared]:
+    with contextlib.ExitStack() as stack:
+        try:
+            program = stack.enter_context(_program(order))
+        except SpawnError:
+            raise
+        except OSError as error:
+            raise SpawnError(error.errno or errno.EIO, order.argv[0], error.strerror or str(error)) from error
+        try:
+            prepared = stack.enter_context(Prepared(program))
+        except (OSError, ValueError) as error:
+            raise _explained(error, program) from error
+        yield prepared
+
+
+def _child_of(result: Started | OSError, program: Program) -> Child:
+    """Whom nobody can name nobody can end later: that is an error too."""
+    try:
+        if isinstance(result, OSError):
+            raise result
+        identity = identify(result.pid)
+    except OSError as error:
+        raise _explained(error, program) from error
+    assert identity is not None, "an unreaped child is always in /proc"
+    return Child(identity, result, lifeline=program.lifeline)
+
+
+def _started_by(way: Way, order: Order) -> Child:
+    with _program(order) as program:
+        try:
+            started = way(program)
+        except (OSError, ValueError) as error:
+            raise _explained(error, program) from error
+        try:
+            return _child_of(started, program)
+        except SpawnError:
+            _abandon(started, program)
+            raise
+
+
+def _abandon(result: Started | OSError, program: Program) -> None:
+    if not isinstance(result, OSError):
+        result.kill()
+        result.wait()
+    _close_lifeline(program)
+
+
+def _close_lifeline(program: Program) -> None:
+    if program.lifeline is not None:
+        program.lifeline.close()
+
+
+def _start_plain(program: Program) -> subprocess.Popen[bytes]:
+    return _popen(program, program.path, program.argv)
+
+
+def _start_linked(program: Program) -> subprocess.Popen[bytes]:
     report, told = os.pipe2(os.O_CLOEXEC)
     try:
-        tied = -1 if lifeline is None else lifeline.theirs
-        numbers = map(str, (int(death_signal), os.getpid(), told, tied))
+        tied = -1 if program.lifeline is None else program.lifeline.theirs
+        numbers = map(str, (program.death_signal, os.getpid(), told, tied))
         shim = [sys.executable, "-I", "-S", DEATHLINK, *numbers]
         try:
-            options = {**options, "pass_fds": (told, *options["pass_fds"])}
-            popen = subprocess.Popen([*shim, program, *argv], **options)
+            popen = _popen(program, sys.executable, [*shim, program.path, *program.argv], told)
         finally:
             os.close(told)
         number = _read_report(report)
         if number:
             popen.wait()
-            raise OSError(number, os.strerror(number), program)
+            raise OSError(number, os.strerror(number), program.path)
         return popen
     finally:
         os.close(report)
+
+
+def _popen(program: Program, path: str, argv: Sequence[str], *passed: int) -> subprocess.Popen[bytes]:
+    stdin, stdout, stderr = program.streams
+    lifeline = program.lifeline
+    return subprocess.Popen(
+        list(argv),
+        executable=path,
+        env=dict(program.env),
+        cwd=program.cwd,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=program.new_session,
+        pass_fds=passed if lifeline is None else (*passed, lifeline.theirs),
+    )
 
 
 def _read_report(report: int) -> int:
@@ -227,15 +328,17 @@ def _read_report(report: int) -> int:
     return int(data) if data.isdigit() else 0
 
 
-def _explained(error: OSError, program: str, cwd: str | None) -> SpawnError:
-    number = error.errno or errno.EIO
+def _explained(error: OSError | ValueError, program: Program) -> SpawnError:
+    if isinstance(error, ValueError):
+        return SpawnError(errno.EINVAL, program.path, str(error))
+    number, cwd = error.errno or errno.EIO, program.cwd
     problem = os.strerror(number)
     if cwd is not None and os.fsdecode(error.filename or "") == cwd:
         return SpawnError(number, cwd, f"as its directory: {problem}")
-    if number == errno.ENOENT and Path(cwd or "", program).exists():
+    if number == errno.ENOENT and Path(cwd or "", program.path).exists():
         problem = "the interpreter its first line names is missing"
     elif number == errno.ENOEXEC:
         problem = "it is no program; a script needs a first line like #!/bin/sh"
     elif number == errno.EACCES:
         problem = f"{problem}: is it an executable file?"
-    return SpawnError(number, program, problem)
+    return SpawnError(number, program.path, problem)

@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 FOREIGN_TERM_PATIENCE_S = 0.2
 """How long a worker's death by a SIGTERM that is not ours waits for this process to get one, too."""
+START_TOGETHER = 16
+"""As many are started in one go: descriptors are held for each of them meanwhile."""
 START_PATIENCE_S = 10.0
 """How long the kernel may refuse a worker's process until that is a failure."""
 FIRST_PAUSE_S = 0.05
@@ -130,8 +133,9 @@ class PContext(ABC):
         if self._started:
             raise ValueError(f"the processes of {self.name!r} were started already; make a new context")
         self._started = True
-        for local_rank in range(self.nprocs):
-            self._start_patiently(local_rank)
+        together = START_TOGETHER if self._numa_options is None else 1
+        for first in range(0, self.nprocs, together):
+            self._start_patiently(deque(range(first, min(first + together, self.nprocs))))
             # Many starts take their time: what else waits is served between them.
             self._waiter.wait(self._waiter.now())
         self._crew.complete()
@@ -231,6 +235,14 @@ class PContext(ABC):
     def _launch(self, launch: Launch) -> Leader:
         """Start this worker's process."""
 
+    def _launch_all(self, launches: Sequence[Launch]) -> Generator[Leader, None, None]:
+        """Start several, for those who can do it sooner together; each is given once it runs, in their order.
+
+        The first that cannot be started raises, and what was not given by then is ended again.
+        """
+        for launch in launches:
+            yield self._launch(launch)
+
     def _value_of(self, local_rank: int) -> Any:
         """What a worker that ended well returned."""
         return None
@@ -244,34 +256,51 @@ class PContext(ABC):
 
     # --- within
 
-    def _start_patiently(self, local_rank: int) -> None:
+    def _start_patiently(self, ranks: deque[int]) -> None:
         ends, pause = self._waiter.now() + START_PATIENCE_S, FIRST_PAUSE_S
-        while True:
+        while ranks:
+            before = len(ranks)
             try:
-                return self._start_one(local_rank)
+                self._start_some(ranks)
+                continue
             except OSError as error:
+                if len(ranks) < before:
+                    continue
                 if error.errno not in OUT_OF_PROCESSES or self._waiter.now() + pause > ends:
                     raise
-                log.warning("%s %d cannot be started now: %s", self.name, local_rank, error)
+                log.warning("%s %d cannot be started now: %s", self.name, ranks[0], error)
             again = self._waiter.now() + pause
             self._waiter.wait_until(lambda moment=again: self._waiter.now() >= moment, again)  # type: ignore[misc]
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
-    def _start_one(self, local_rank: int) -> None:
+    def _start_some(self, ranks: deque[int]) -> None:
+        """Start as many of them as there are descriptors for; those that run are taken out."""
+        with contextlib.ExitStack() as stack:
+            launches: list[Launch] = []
+            for local_rank in ranks:
+                try:
+                    launches.append(self._prepared(local_rank, stack))
+                except OSError:
+                    if not launches:
+                        raise
+                    break
+            leaders = stack.enter_context(contextlib.closing(self._launch_all(launches)))
+            for leader in leaders:
+                self._crew.adopt(ranks.popleft(), leader)
+
+    def _prepared(self, local_rank: int, stack: contextlib.ExitStack) -> Launch:
         base_env = os.environ if self._owner.base_env is None else self._owner.base_env
         env = {**base_env, **self.envs[local_rank]}
         if self._owner.token:
             env[TOKEN_VARIABLE] = self._owner.token
-        with contextlib.ExitStack() as stack:
-            launch = Launch(
-                local_rank=local_rank,
-                env=env,
-                cwd=self._owner.cwd,
-                stdout_fd=stack.enter_context(opened_log(self.stdouts.get(local_rank, ""))),
-                stderr_fd=stack.enter_context(opened_log(self.stderrs.get(local_rank, ""))),
-                cpus=stack.enter_context(self._bound(local_rank, env)),
-            )
-            self._crew.adopt(local_rank, self._launch(launch))
+        return Launch(
+            local_rank=local_rank,
+            env=env,
+            cwd=self._owner.cwd,
+            stdout_fd=stack.enter_context(opened_log(self.stdouts.get(local_rank, ""))),
+            stderr_fd=stack.enter_context(opened_log(self.stderrs.get(local_rank, ""))),
+            cpus=stack.enter_context(self._bound(local_rank, env)),
+        )
 
     def _bound(
         self, local_rank: int, env: Mapping[str, str]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from agentd.elastic.multiprocessing.context import PContext
 from agentd.elastic.multiprocessing.logs import LogsSpecs
 from agentd.elastic.multiprocessing.owner import Args, Envs, GroupOwner, Launch
 from agentd.procs.crew import Leader
-from agentd.procs.spawn import spawn
+from agentd.procs.spawn import Order, spawn_all
 
 if TYPE_CHECKING:
     from agentd.elastic.numa import OptionsLike
@@ -52,8 +52,15 @@ class SubprocessContext(PContext):
         self._program = entrypoint
 
     def _launch(self, launch: Launch) -> Leader:
-        return spawn(
-            [self._program, *map(str, self.args[launch.local_rank])],
+        (leader,) = self._launch_all([launch])
+        return leader
+
+    def _launch_all(self, launches: Sequence[Launch]) -> Generator[Leader, None, None]:
+        yield from spawn_all([self._order(launch) for launch in launches])
+
+    def _order(self, launch: Launch) -> Order:
+        return Order(
+            argv=[self._program, *map(str, self.args[launch.local_rank])],
             env=launch.env,
             cwd=launch.cwd,
             stdout_fd=launch.stdout_fd,
