@@ -100,8 +100,11 @@ class LocalHubLink:
 
 
 def insecure_channel(address: str) -> grpc.aio.Channel:
-    """A plain channel with the options every client of agentd has."""
-    return grpc.aio.insecure_channel(address, options=list(CLIENT_OPTIONS))
+    """A plain channel with the options every client of agentd has, and with a connection of its own."""
+    # Channels of a process share connections, and with them how long is waited before the next try: a hub
+    # that was away for some seconds would be dialled again up to 5 s after it is back, by new channels too.
+    options = [*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+    return grpc.aio.insecure_channel(address, options=options)
 
 
 class GrpcHubLink:
