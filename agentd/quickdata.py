@@ -53,15 +53,14 @@ else:
 
 
 def _made(plain: type, *, eq: bool, frozen: bool, slots: bool, kw_only: bool) -> Any:
-    if any(dataclasses.is_dataclass(base) for base in plain.__bases__):
-        # Whether it may inherit is judged over there, by what both classes are made as.
-        ordinary = dataclasses.dataclass(eq=eq, frozen=frozen, slots=slots, kw_only=kw_only)
-        return ordinary(plain)
     own = frozenset(vars(plain))
     # Without one, a signature is taken, which costs more than all the rest, and would be one of no arguments.
     plain.__doc__ = plain.__doc__ or plain.__name__
-    structure = dataclasses.dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)
-    cls: Any = structure(plain)
+    # To freeze is to compile two methods. Of a class with bases the library wants to know it, to judge them.
+    inherits = any(dataclasses.is_dataclass(base) for base in plain.__bases__)
+    cls: Any = dataclasses.dataclass(
+        init=False, repr=False, eq=False, frozen=frozen and inherits, slots=slots, kw_only=kw_only
+    )(plain)
     params = cls.__dataclass_params__
     params.init = params.repr = True
     params.eq, params.frozen = eq, frozen
