@@ -5,6 +5,7 @@ Started by agentd only; the group's token is in the environment, which is also h
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -33,4 +34,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # All is reported and closed; to take the interpreter apart would only keep agentd waiting.
+    os._exit(code)

@@ -6,6 +6,7 @@ checked.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -108,8 +109,18 @@ def agentctl() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script: the exit code, whatever happens."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """The exit code, whatever happens. Without `argv` this is the console script, and does not return."""
+    if argv is not None:
+        return _code(list(argv))
+    code = _code(sys.argv[1:])
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # All is said and closed; to take an interpreter with gRPC apart takes longer than many a command.
+    os._exit(code)
+
+
+def _code(arguments: list[str]) -> int:
     caller.quiet_grpc()
     try:
         return _run(arguments)

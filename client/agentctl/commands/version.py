@@ -20,9 +20,7 @@ def version(output: str, **values: Any) -> int:
     """Print the versions of agentctl and what it stands on; with --nodes also of their agentds."""
     import json
     import platform
-
-    import google.protobuf
-    import grpc
+    from importlib import metadata
 
     from agentctl.exits import ExitCode
     from agentctl.show.talk import say_problems
@@ -31,8 +29,8 @@ def version(output: str, **values: Any) -> int:
     facts = {
         "agentctl": __version__,
         "python": platform.python_version(),
-        "grpc": grpc.__version__,
-        "protobuf": google.protobuf.__version__,
+        "grpc": metadata.version("grpcio"),
+        "protobuf": metadata.version("protobuf"),
     }
     named = resolve_nodes(values["nodes"], values["hostfile"])
     nodes: dict[str, str] = {}
