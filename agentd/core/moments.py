@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 
 def utc(seconds: float) -> str:
     """Seconds since the epoch as `2026-01-01 12:00:00 UTC`."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    # Late: hosts are there sooner without it.
+    from datetime import datetime, timezone
+
+    return datetime.fromtimestamp(seconds, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
