@@ -79,7 +79,7 @@ class Training:
             return 0
 
 
-def test_a_training_over_three_nodes_outlives_every_fault_with_the_rightparameters(
+def test_a_training_over_three_nodes_outlives_every_fault_with_the_right_parameters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # torch keeps a cache folder there
