@@ -95,15 +95,18 @@ class Journal:
         lost = "; ".join(self.damage)
         return {**behind, DAMAGED: f"could not be read: {lost}"} if lost else behind
 
-    async def write(self, *records: Record) -> bool:
-        """Write the records; tells if they are safe. Waits `PATIENCE` at most; not at all if behind."""
-        if self.conditions:
+    async def write(self, *records: Record, patience: float = 0.0) -> bool:
+        """Write the records; tells if they are safe. Waits `PATIENCE` at most; not at all if behind.
+
+        With more `patience` it waits as long, and also for a disk that is behind only because it is slow.
+        """
+        if self._queue.problem or (self._behind and patience <= PATIENCE):
             self.post(*records)
             return False
         loop = asyncio.get_running_loop()
         written = loop.create_future()
         self._queue.put(records, lambda: loop.call_soon_threadsafe(_resolve, written))
-        done, _ = await asyncio.wait([written], timeout=PATIENCE)
+        done, _ = await asyncio.wait([written], timeout=max(patience, PATIENCE))
         if done:
             return True
         _log.warning("the journal is behind", extra={"problem": self._queue.problem or "slow disk"})
@@ -120,10 +123,12 @@ class Journal:
         if not await self.write(*records):
             raise JournalUnavailable(self._queue.problem or "the disk is too slow")
 
-    async def hub_announced(self, run_id: str, incarnation: int, record: object) -> None:
+    async def hub_announced(
+        self, run_id: str, incarnation: int, record: object, patience: float = 0.0
+    ) -> None:
         """A hub's state of a run, before anybody is told of it. `record` is JSON or frozen data of it."""
         text = json.dumps(record, default=_as_json)
-        await self.write(HubRow(run_id=run_id, incarnation=incarnation, record=text))
+        await self.write(HubRow(run_id=run_id, incarnation=incarnation, record=text), patience=patience)
 
     async def close(self) -> None:
         """Write what waits and end the thread; a disk that hangs is waited for some seconds only."""

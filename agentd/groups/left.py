@@ -37,6 +37,8 @@ class LeftGroup:
     state: GroupState
     member: MemberState | None
     """What the hub is told of it before it says anything itself; None: nothing."""
+    restart_count: int
+    """Of the run, as the newest place of its workers said."""
     sequence: int
     """The last report of a host that `state` knows of."""
     host: ProcessIdentity | None
@@ -81,6 +83,7 @@ def find(row: GroupRow, *, begin_again: bool = False) -> LeftGroup | None:
         spec=replace(spec, token=row.token, cgroup=layout.cgroup_of(row.directory, row.token)),
         state=state,
         member=as_member(state, unread),
+        restart_count=reported.restart_count(row),
         sequence=row.sequence,
         host=ProcessIdentity(row.host_pid, row.host_start_time) if row.host_pid else None,
         sessions=frozenset(leader for leader in reported.sessions(row) if identify(leader.pid) == leader),

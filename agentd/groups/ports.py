@@ -31,7 +31,7 @@ class Member(Protocol):
 class Session(Member, Protocol):
     """A node's session with the hub of a run."""
 
-    def resume(self, state: MemberState) -> None:
+    def resume(self, state: MemberState, restart_count: int = 0) -> None:
         """Speak for a member as an earlier agentd left it. Before anything else is said of it."""
 
     async def close(self) -> None: ...

@@ -34,6 +34,11 @@ def sessions(group: GroupRow) -> Iterator[ProcessIdentity]:
             yield ProcessIdentity(worker.pid, worker.start_time)
 
 
+def restart_count(group: GroupRow) -> int:
+    """Restarts of the run, as the newest place of its workers said."""
+    return max((report.restart_count for report in _started(group)), default=0)
+
+
 def _started(group: GroupRow) -> Iterator[Started]:
     """The reports of workers that were started. A line nobody can read tells nothing."""
     if not group.directory:

@@ -149,7 +149,7 @@ class NodeRun:
         """Supervise what an earlier agentd began, and speak for it at the hub."""
         for group in left:
             if group.member is not None:
-                session.resume(group.member)
+                session.resume(group.member, group.restart_count)
             spec = replace(group.spec, token="", mode=self._shared.host_mode)
             supervisor = Supervisor(spec, session, self._shared, self._refresh, group)
             self._supervisors[supervisor.role] = supervisor

@@ -122,7 +122,8 @@ class HostRendezvous(RendezvousHandler):
     def on_workers_started(self, round: int, workers: Sequence[WorkerStart]) -> None:
         started = tuple(_started(worker) for worker in workers)
         self.workers = {worker.rank: worker for worker in started}
-        self._report(Started(round=round, workers=started))
+        restarts = self._place.restart_count if self._place else 0
+        self._report(Started(round=round, workers=started, restart_count=restarts))
 
     def on_worker_exit(self, round: int, worker: WorkerExit) -> None:
         self.workers.pop(worker.rank, None)

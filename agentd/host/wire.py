@@ -143,6 +143,8 @@ class Started(Report):
     type: ClassVar[str] = "started"
     round: int
     workers: tuple[StartedWorker, ...]
+    restart_count: int = 0
+    """As the round's place said. 0 also from an older host, which did not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

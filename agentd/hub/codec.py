@@ -85,6 +85,9 @@ def hello_to_message(hello: SessionHello) -> pb.JoinRequest:
             ],
             reattach_window=convert.duration_to_message(hello.reattach_window),
             version=hello.version,
+            restart_count=hello.restart_count,
+            membership_changes=hello.membership_changes,
+            failure_counted=hello.failure_counted,
         )
     )
 
@@ -110,6 +113,9 @@ def hello_from_message(message: pb.JoinRequest) -> SessionHello:
         members=tuple(_member_from_message(member) for member in hello.members),
         reattach_window=convert.duration_from_message(hello.reattach_window, "hello.reattach_window"),
         version=hello.version,
+        restart_count=hello.restart_count,
+        membership_changes=hello.membership_changes,
+        failure_counted=hello.failure_counted,
     )
 
 

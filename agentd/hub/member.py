@@ -157,9 +157,13 @@ class MemberSession:
         if self._task is None and not self._closing:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def resume(self, state: MemberState) -> None:
-        """Speak for a member as another agentd of this node left it. Right after `start`, before any word."""
+    def resume(self, state: MemberState, restart_count: int = 0) -> None:
+        """Speak for a member as another agentd of this node left it. Right after `start`, before any word.
+
+        `restart_count`: of the run, as its newest place said.
+        """
         self._book.resume(state)
+        self._book.hear_place(restart_count)
 
     def ready(self, role: str, local_world_size: int, master_port: int, round_: int) -> None:
         """None of the member's workers run; it wants a place, and holds a port for rank 0.
@@ -269,6 +273,9 @@ class MemberSession:
             members=self._book.states(),
             reattach_window=self._reattach_window,
             version=self._identity.version,
+            restart_count=self._book.restart_count,
+            membership_changes=self._book.membership_changes,
+            failure_counted=self._book.failure_counted,
         )
         stream = await within(CONNECT_TIMEOUT, self._link.connect(hello))
         try:
@@ -372,6 +379,7 @@ class MemberSession:
                 self._book.finish()
                 self._tell(self._listener.on_finished, message)
             case RunView(status=status):
+                self._book.hear_view(status)
                 self._tell(self._listener.on_view, status)
 
     def _note_contact(self, message: HubMessage) -> None:

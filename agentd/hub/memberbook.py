@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from agentd.api.types import Failure
+from agentd.api.types import Failure, Phase, RunStatus
 from agentd.hub.messages import (
     AgedFailure,
     Assignment,
@@ -48,6 +48,12 @@ class MemberBook:
         self._placed: dict[str, int] = {}
         """Newest round by role. Outlives the member: who comes back has still heard of it."""
         self._stopped = 0
+        self._placed_restarts = 0
+        """As the newest place said."""
+        self.restart_count = 0
+        """Of the run, as far as its hub has told."""
+        self.membership_changes = 0
+        """The same of those that led to a round."""
 
     @property
     def needs_hub(self) -> bool:
@@ -71,6 +77,23 @@ class MemberBook:
             round=state.round,
         )
         self._placed[state.role] = max(self._placed.get(state.role, 0), state.round)
+
+    @property
+    def failure_counted(self) -> bool:
+        """Whether the count of restarts has a failure of the newest round with a place of this node."""
+        return self.restart_count > self._placed_restarts
+
+    def hear_place(self, restart_count: int) -> None:
+        """A place came with this count; a later hub may have forgotten it."""
+        self._placed_restarts = max(self._placed_restarts, restart_count)
+        self.restart_count = max(self.restart_count, restart_count)
+
+    def hear_view(self, view: RunStatus) -> None:
+        """The hub has shown the run: what it shows may be forgotten by a later one, too."""
+        self.restart_count = max(self.restart_count, view.restart_count)
+        if view.phase is Phase.RUNNING:
+            # One that is under way will be counted again by a hub that has forgotten it.
+            self.membership_changes = max(self.membership_changes, view.membership_changes)
 
     def states(self) -> tuple[MemberState, ...]:
         """The members for the hello of a new stream."""
@@ -159,6 +182,7 @@ class MemberBook:
 
     def assigned(self, assignment: Assignment) -> bool:
         """Take a place; false if the message is stale."""
+        self.hear_place(assignment.restart_count)
         heard = self._heard(assignment.role)
         self._placed[assignment.role] = max(heard, assignment.round)
         member = self._members.get(assignment.role)

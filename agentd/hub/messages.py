@@ -51,6 +51,12 @@ class SessionHello:
     reattach_window: float = 0.0
     """How long this node's workers outlive a broken stream."""
     version: str = ""
+    restart_count: int = 0
+    """Of the run, as far as this node has heard: a hub whose disk lost its own count takes the higher one."""
+    membership_changes: int = 0
+    """The same of those that led to a round."""
+    failure_counted: bool = False
+    """Whether `restart_count` has a failure of the newest round that this node has a place in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

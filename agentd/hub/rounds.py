@@ -102,8 +102,10 @@ def refine_failure(turn: Turn, key: MemberKey, message: MemberFailed) -> None:
 
 
 def pay_failure(turn: Turn) -> bool:
-    """Count a failure against the run's budget; false if that has ended the run."""
+    """Count the failure of a round, once, against the run's budget; false if that has ended the run."""
     state, limit = turn.state, turn.state.plan.spec.max_restarts
+    if state.failure_counted:
+        return True
     if state.restart_count >= limit:
         finish(turn, Phase.FAILED, _failed_reason(turn))
         return False

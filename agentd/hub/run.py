@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 JOURNAL_WAIT = 1.0
 """Longest an effect waits for its row."""
+LAST_JOURNAL_WAIT = 5.0
+"""The same of the end of a run: who has heard of that says nothing to a hub that has forgotten it."""
 
 VIEW_INTERVAL = 0.1
 VIEW_COST = 0.002
@@ -57,8 +59,8 @@ OVERDUE_BEATS = 2.0
 class HubJournal(Protocol):
     """Where a hub's promises are kept."""
 
-    async def hub_announced(self, run_id: str, incarnation: int, record: HubRecord) -> None:
-        """Return when the record is safe, or soon in any case."""
+    async def hub_announced(self, run_id: str, incarnation: int, record: HubRecord, patience: float) -> None:
+        """Return when the record is safe, or in any case about as soon as the patience ends."""
 
 
 class HubRun:
@@ -255,8 +257,9 @@ class HubRun:
     async def _write(self, record: HubRecord) -> None:
         spec = self.plan.spec
         try:
-            writing = self._journal.hub_announced(spec.run_id, self.plan.incarnation, record)
-            await within(JOURNAL_WAIT, writing)
+            patience = JOURNAL_WAIT if record.outcome is None else LAST_JOURNAL_WAIT
+            writing = self._journal.hub_announced(spec.run_id, self.plan.incarnation, record, patience)
+            await within(patience, writing)
         except asyncio.TimeoutError:
             log.warning("hub record is late", extra={"run_id": spec.run_id, "round": record.round})
         except Exception:

@@ -76,6 +76,7 @@ def attach(turn: Turn, hello: SessionHello) -> None:
     if state.beat in (Beat.ENDING, Beat.ENDED):
         turn.send([node.node_id], farewell(state))
         return
+    _hear_counts(turn, hello)
     # What it waits for it says again; until then it has nothing to offer.
     mine = turn.members_of(node.node_id)
     turn.no_longer_behind(mine)
@@ -170,6 +171,18 @@ def _go(turn: Turn, node: Node, why: str, *, lost: bool) -> None:
 def _said_to_have(hello: SessionHello) -> dict[str, int]:
     """By role, the round that the node has a place in by its own word."""
     return {each.role: each.round for each in hello.members if each.condition is not MemberCondition.JOINING}
+
+
+def _hear_counts(turn: Turn, hello: SessionHello) -> None:
+    """An earlier hub may have announced more than its disk had taken when it died: nobody's budget grows."""
+    state, spec = turn.state, turn.state.plan.spec
+    restarts = max(state.restart_count, min(hello.restart_count, spec.max_restarts))
+    changes = max(state.membership_changes, hello.membership_changes)
+    if (restarts, changes) == (state.restart_count, state.membership_changes):
+        return
+    counted = state.failure_counted or (restarts > state.restart_count and hello.failure_counted)
+    turn.change(restart_count=restarts, membership_changes=changes, failure_counted=counted)
+    turn.journal()
 
 
 def _gather(turn: Turn) -> None:

@@ -16,61 +16,61 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"agentd/v1/rendezvous_service.proto\x12\tagentd.v1\x1a\x13\x61gentd/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x02\n\x0bJoinRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.agentd.v1.SessionHelloH\x00\x12\'\n\x05ready\x18\x02 \x01(\x0b\x32\x16.agentd.v1.MemberReadyH\x00\x12$\n\x04gone\x18\x03 \x01(\x0b\x32\x14.agentd.v1.RoundGoneH\x00\x12)\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x17.agentd.v1.MemberFailedH\x00\x12%\n\x04\x64one\x18\x05 \x01(\x0b\x32\x15.agentd.v1.MemberDoneH\x00\x12+\n\x07leaving\x18\x06 \x01(\x0b\x32\x18.agentd.v1.MemberLeavingH\x00\x12\x30\n\theartbeat\x18\x07 \x01(\x0b\x32\x1b.agentd.v1.SessionHeartbeatH\x00\x42\t\n\x07message\"\x80\x02\n\x0cSessionHello\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x11\n\tagent_uid\x18\x04 \x01(\t\x12\x15\n\rsession_epoch\x18\x05 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\x11\n\tnode_name\x18\x07 \x01(\t\x12\'\n\x07members\x18\x08 \x03(\x0b\x32\x16.agentd.v1.MemberState\x12\x32\n\x0freattach_window\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07version\x18\n \x01(\t\"s\n\x0bMemberState\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x18\n\x10local_world_size\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\r\x12-\n\tcondition\x18\x04 \x01(\x0e\x32\x1a.agentd.v1.MemberCondition\"Y\n\x0bMemberReady\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x18\n\x10local_world_size\x18\x02 \x01(\r\x12\x13\n\x0bmaster_port\x18\x03 \x01(\r\x12\r\n\x05round\x18\x04 \x01(\r\"Q\n\tRoundGone\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x13\n\x0bmaster_port\x18\x03 \x01(\r\x12\x12\n\nunkillable\x18\x04 \x01(\t\"e\n\x0cMemberFailed\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12(\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32\x16.agentd.v1.AgedFailure\x12\x0e\n\x06reason\x18\x04 \x01(\t\"Z\n\x0b\x41gedFailure\x12#\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x12.agentd.v1.Failure\x12&\n\x03\x61ge\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\")\n\nMemberDone\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"=\n\rMemberLeaving\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x08\"$\n\x10SessionHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x83\x03\n\x0cJoinResponse\x12,\n\x07welcome\x18\x01 \x01(\x0b\x32\x19.agentd.v1.SessionWelcomeH\x00\x12+\n\nassignment\x18\x02 \x01(\x0b\x32\x15.agentd.v1.AssignmentH\x00\x12*\n\nstop_round\x18\x03 \x01(\x0b\x32\x14.agentd.v1.StopRoundH\x00\x12*\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x16.agentd.v1.RunFinishedH\x00\x12\x36\n\theartbeat\x18\x05 \x01(\x0b\x32!.agentd.v1.SessionHeartbeatAnswerH\x00\x12\"\n\x04view\x18\x06 \x01(\x0b\x32\x12.agentd.v1.RunViewH\x00\x12,\n\x0bhub_leaving\x18\x07 \x01(\x0b\x32\x15.agentd.v1.HubLeavingH\x00\x12+\n\x07waiting\x18\x08 \x01(\x0b\x32\x18.agentd.v1.MemberWaitingH\x00\x42\t\n\x07message\"\x9f\x01\n\x0eSessionWelcome\x12\x13\n\x0bhub_node_id\x18\x01 \x01(\t\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12 \n\x04spec\x18\x04 \x01(\x0b\x32\x12.agentd.v1.RunSpec\"\x86\x02\n\nAssignment\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x12\n\ngroup_rank\x18\x03 \x01(\r\x12\x18\n\x10group_world_size\x18\x04 \x01(\r\x12\x11\n\trank_base\x18\x05 \x01(\r\x12\x12\n\nworld_size\x18\x06 \x01(\r\x12\x16\n\x0erole_rank_base\x18\x07 \x01(\r\x12\x17\n\x0frole_world_size\x18\x08 \x01(\r\x12\x13\n\x0bmaster_addr\x18\t \x01(\t\x12\x13\n\x0bmaster_port\x18\n \x01(\r\x12\x15\n\rrestart_count\x18\x0b \x01(\r\x12\x14\n\x0cmax_restarts\x18\x0c \x01(\r\"*\n\tStopRound\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"-\n\rMemberWaiting\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x98\x01\n\x0bRunFinished\x12\x1f\n\x05phase\x18\x01 \x01(\x0e\x32\x10.agentd.v1.Phase\x12)\n\rfirst_failure\x18\x02 \x01(\x0b\x32\x12.agentd.v1.Failure\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12-\n\nstop_grace\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"*\n\x16SessionHeartbeatAnswer\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"/\n\x07RunView\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.agentd.v1.RunStatus\"\x1c\n\nHubLeaving\x12\x0e\n\x06reason\x18\x01 \x01(\t\"6\n\x0f\x44\x65scribeRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"\x8d\x01\n\x10\x44\x65scribeResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.agentd.v1.RunStatus\x12 \n\x04spec\x18\x02 \x01(\x0b\x32\x12.agentd.v1.RunSpec\x12\x31\n\rjoin_deadline\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"q\n\x10TerminateRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12(\n\x05grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x04 \x01(\t\"9\n\x11TerminateResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.agentd.v1.RunStatus*\x8a\x01\n\x0fMemberCondition\x12 \n\x1cMEMBER_CONDITION_UNSPECIFIED\x10\x00\x12\x1c\n\x18MEMBER_CONDITION_JOINING\x10\x01\x12\x1c\n\x18MEMBER_CONDITION_RUNNING\x10\x02\x12\x19\n\x15MEMBER_CONDITION_DONE\x10\x03\x32\xdd\x01\n\x11RendezvousService\x12;\n\x04Join\x12\x16.agentd.v1.JoinRequest\x1a\x17.agentd.v1.JoinResponse(\x01\x30\x01\x12\x43\n\x08\x44\x65scribe\x12\x1a.agentd.v1.DescribeRequest\x1a\x1b.agentd.v1.DescribeResponse\x12\x46\n\tTerminate\x12\x1b.agentd.v1.TerminateRequest\x1a\x1c.agentd.v1.TerminateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"agentd/v1/rendezvous_service.proto\x12\tagentd.v1\x1a\x13\x61gentd/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x02\n\x0bJoinRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.agentd.v1.SessionHelloH\x00\x12\'\n\x05ready\x18\x02 \x01(\x0b\x32\x16.agentd.v1.MemberReadyH\x00\x12$\n\x04gone\x18\x03 \x01(\x0b\x32\x14.agentd.v1.RoundGoneH\x00\x12)\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x17.agentd.v1.MemberFailedH\x00\x12%\n\x04\x64one\x18\x05 \x01(\x0b\x32\x15.agentd.v1.MemberDoneH\x00\x12+\n\x07leaving\x18\x06 \x01(\x0b\x32\x18.agentd.v1.MemberLeavingH\x00\x12\x30\n\theartbeat\x18\x07 \x01(\x0b\x32\x1b.agentd.v1.SessionHeartbeatH\x00\x42\t\n\x07message\"\xcc\x02\n\x0cSessionHello\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x11\n\tagent_uid\x18\x04 \x01(\t\x12\x15\n\rsession_epoch\x18\x05 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\x11\n\tnode_name\x18\x07 \x01(\t\x12\'\n\x07members\x18\x08 \x03(\x0b\x32\x16.agentd.v1.MemberState\x12\x32\n\x0freattach_window\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07version\x18\n \x01(\t\x12\x15\n\rrestart_count\x18\x0b \x01(\r\x12\x1a\n\x12membership_changes\x18\x0c \x01(\r\x12\x17\n\x0f\x66\x61ilure_counted\x18\r \x01(\x08\"s\n\x0bMemberState\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x18\n\x10local_world_size\x18\x02 \x01(\r\x12\r\n\x05round\x18\x03 \x01(\r\x12-\n\tcondition\x18\x04 \x01(\x0e\x32\x1a.agentd.v1.MemberCondition\"Y\n\x0bMemberReady\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x18\n\x10local_world_size\x18\x02 \x01(\r\x12\x13\n\x0bmaster_port\x18\x03 \x01(\r\x12\r\n\x05round\x18\x04 \x01(\r\"Q\n\tRoundGone\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x13\n\x0bmaster_port\x18\x03 \x01(\r\x12\x12\n\nunkillable\x18\x04 \x01(\t\"e\n\x0cMemberFailed\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12(\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32\x16.agentd.v1.AgedFailure\x12\x0e\n\x06reason\x18\x04 \x01(\t\"Z\n\x0b\x41gedFailure\x12#\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x12.agentd.v1.Failure\x12&\n\x03\x61ge\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\")\n\nMemberDone\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"=\n\rMemberLeaving\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x08\"$\n\x10SessionHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x83\x03\n\x0cJoinResponse\x12,\n\x07welcome\x18\x01 \x01(\x0b\x32\x19.agentd.v1.SessionWelcomeH\x00\x12+\n\nassignment\x18\x02 \x01(\x0b\x32\x15.agentd.v1.AssignmentH\x00\x12*\n\nstop_round\x18\x03 \x01(\x0b\x32\x14.agentd.v1.StopRoundH\x00\x12*\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x16.agentd.v1.RunFinishedH\x00\x12\x36\n\theartbeat\x18\x05 \x01(\x0b\x32!.agentd.v1.SessionHeartbeatAnswerH\x00\x12\"\n\x04view\x18\x06 \x01(\x0b\x32\x12.agentd.v1.RunViewH\x00\x12,\n\x0bhub_leaving\x18\x07 \x01(\x0b\x32\x15.agentd.v1.HubLeavingH\x00\x12+\n\x07waiting\x18\x08 \x01(\x0b\x32\x18.agentd.v1.MemberWaitingH\x00\x42\t\n\x07message\"\x9f\x01\n\x0eSessionWelcome\x12\x13\n\x0bhub_node_id\x18\x01 \x01(\t\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12 \n\x04spec\x18\x04 \x01(\x0b\x32\x12.agentd.v1.RunSpec\"\x86\x02\n\nAssignment\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x12\n\ngroup_rank\x18\x03 \x01(\r\x12\x18\n\x10group_world_size\x18\x04 \x01(\r\x12\x11\n\trank_base\x18\x05 \x01(\r\x12\x12\n\nworld_size\x18\x06 \x01(\r\x12\x16\n\x0erole_rank_base\x18\x07 \x01(\r\x12\x17\n\x0frole_world_size\x18\x08 \x01(\r\x12\x13\n\x0bmaster_addr\x18\t \x01(\t\x12\x13\n\x0bmaster_port\x18\n \x01(\r\x12\x15\n\rrestart_count\x18\x0b \x01(\r\x12\x14\n\x0cmax_restarts\x18\x0c \x01(\r\"*\n\tStopRound\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"-\n\rMemberWaiting\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x98\x01\n\x0bRunFinished\x12\x1f\n\x05phase\x18\x01 \x01(\x0e\x32\x10.agentd.v1.Phase\x12)\n\rfirst_failure\x18\x02 \x01(\x0b\x32\x12.agentd.v1.Failure\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12-\n\nstop_grace\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"*\n\x16SessionHeartbeatAnswer\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"/\n\x07RunView\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.agentd.v1.RunStatus\"\x1c\n\nHubLeaving\x12\x0e\n\x06reason\x18\x01 \x01(\t\"6\n\x0f\x44\x65scribeRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\"\x8d\x01\n\x10\x44\x65scribeResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.agentd.v1.RunStatus\x12 \n\x04spec\x18\x02 \x01(\x0b\x32\x12.agentd.v1.RunSpec\x12\x31\n\rjoin_deadline\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"q\n\x10TerminateRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12(\n\x05grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x04 \x01(\t\"9\n\x11TerminateResponse\x12$\n\x06status\x18\x01 \x01(\x0b\x32\x14.agentd.v1.RunStatus*\x8a\x01\n\x0fMemberCondition\x12 \n\x1cMEMBER_CONDITION_UNSPECIFIED\x10\x00\x12\x1c\n\x18MEMBER_CONDITION_JOINING\x10\x01\x12\x1c\n\x18MEMBER_CONDITION_RUNNING\x10\x02\x12\x19\n\x15MEMBER_CONDITION_DONE\x10\x03\x32\xdd\x01\n\x11RendezvousService\x12;\n\x04Join\x12\x16.agentd.v1.JoinRequest\x1a\x17.agentd.v1.JoinResponse(\x01\x30\x01\x12\x43\n\x08\x44\x65scribe\x12\x1a.agentd.v1.DescribeRequest\x1a\x1b.agentd.v1.DescribeResponse\x12\x46\n\tTerminate\x12\x1b.agentd.v1.TerminateRequest\x1a\x1c.agentd.v1.TerminateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentd.v1.rendezvous_service_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_MEMBERCONDITION']._serialized_start=2910
-  _globals['_MEMBERCONDITION']._serialized_end=3048
+  _globals['_MEMBERCONDITION']._serialized_start=2986
+  _globals['_MEMBERCONDITION']._serialized_end=3124
   _globals['_JOINREQUEST']._serialized_start=136
   _globals['_JOINREQUEST']._serialized_end=458
   _globals['_SESSIONHELLO']._serialized_start=461
-  _globals['_SESSIONHELLO']._serialized_end=717
-  _globals['_MEMBERSTATE']._serialized_start=719
-  _globals['_MEMBERSTATE']._serialized_end=834
-  _globals['_MEMBERREADY']._serialized_start=836
-  _globals['_MEMBERREADY']._serialized_end=925
-  _globals['_ROUNDGONE']._serialized_start=927
-  _globals['_ROUNDGONE']._serialized_end=1008
-  _globals['_MEMBERFAILED']._serialized_start=1010
-  _globals['_MEMBERFAILED']._serialized_end=1111
-  _globals['_AGEDFAILURE']._serialized_start=1113
-  _globals['_AGEDFAILURE']._serialized_end=1203
-  _globals['_MEMBERDONE']._serialized_start=1205
-  _globals['_MEMBERDONE']._serialized_end=1246
-  _globals['_MEMBERLEAVING']._serialized_start=1248
-  _globals['_MEMBERLEAVING']._serialized_end=1309
-  _globals['_SESSIONHEARTBEAT']._serialized_start=1311
-  _globals['_SESSIONHEARTBEAT']._serialized_end=1347
-  _globals['_JOINRESPONSE']._serialized_start=1350
-  _globals['_JOINRESPONSE']._serialized_end=1737
-  _globals['_SESSIONWELCOME']._serialized_start=1740
-  _globals['_SESSIONWELCOME']._serialized_end=1899
-  _globals['_ASSIGNMENT']._serialized_start=1902
-  _globals['_ASSIGNMENT']._serialized_end=2164
-  _globals['_STOPROUND']._serialized_start=2166
-  _globals['_STOPROUND']._serialized_end=2208
-  _globals['_MEMBERWAITING']._serialized_start=2210
-  _globals['_MEMBERWAITING']._serialized_end=2255
-  _globals['_RUNFINISHED']._serialized_start=2258
-  _globals['_RUNFINISHED']._serialized_end=2410
-  _globals['_SESSIONHEARTBEATANSWER']._serialized_start=2412
-  _globals['_SESSIONHEARTBEATANSWER']._serialized_end=2454
-  _globals['_RUNVIEW']._serialized_start=2456
-  _globals['_RUNVIEW']._serialized_end=2503
-  _globals['_HUBLEAVING']._serialized_start=2505
-  _globals['_HUBLEAVING']._serialized_end=2533
-  _globals['_DESCRIBEREQUEST']._serialized_start=2535
-  _globals['_DESCRIBEREQUEST']._serialized_end=2589
-  _globals['_DESCRIBERESPONSE']._serialized_start=2592
-  _globals['_DESCRIBERESPONSE']._serialized_end=2733
-  _globals['_TERMINATEREQUEST']._serialized_start=2735
-  _globals['_TERMINATEREQUEST']._serialized_end=2848
-  _globals['_TERMINATERESPONSE']._serialized_start=2850
-  _globals['_TERMINATERESPONSE']._serialized_end=2907
-  _globals['_RENDEZVOUSSERVICE']._serialized_start=3051
-  _globals['_RENDEZVOUSSERVICE']._serialized_end=3272
+  _globals['_SESSIONHELLO']._serialized_end=793
+  _globals['_MEMBERSTATE']._serialized_start=795
+  _globals['_MEMBERSTATE']._serialized_end=910
+  _globals['_MEMBERREADY']._serialized_start=912
+  _globals['_MEMBERREADY']._serialized_end=1001
+  _globals['_ROUNDGONE']._serialized_start=1003
+  _globals['_ROUNDGONE']._serialized_end=1084
+  _globals['_MEMBERFAILED']._serialized_start=1086
+  _globals['_MEMBERFAILED']._serialized_end=1187
+  _globals['_AGEDFAILURE']._serialized_start=1189
+  _globals['_AGEDFAILURE']._serialized_end=1279
+  _globals['_MEMBERDONE']._serialized_start=1281
+  _globals['_MEMBERDONE']._serialized_end=1322
+  _globals['_MEMBERLEAVING']._serialized_start=1324
+  _globals['_MEMBERLEAVING']._serialized_end=1385
+  _globals['_SESSIONHEARTBEAT']._serialized_start=1387
+  _globals['_SESSIONHEARTBEAT']._serialized_end=1423
+  _globals['_JOINRESPONSE']._serialized_start=1426
+  _globals['_JOINRESPONSE']._serialized_end=1813
+  _globals['_SESSIONWELCOME']._serialized_start=1816
+  _globals['_SESSIONWELCOME']._serialized_end=1975
+  _globals['_ASSIGNMENT']._serialized_start=1978
+  _globals['_ASSIGNMENT']._serialized_end=2240
+  _globals['_STOPROUND']._serialized_start=2242
+  _globals['_STOPROUND']._serialized_end=2284
+  _globals['_MEMBERWAITING']._serialized_start=2286
+  _globals['_MEMBERWAITING']._serialized_end=2331
+  _globals['_RUNFINISHED']._serialized_start=2334
+  _globals['_RUNFINISHED']._serialized_end=2486
+  _globals['_SESSIONHEARTBEATANSWER']._serialized_start=2488
+  _globals['_SESSIONHEARTBEATANSWER']._serialized_end=2530
+  _globals['_RUNVIEW']._serialized_start=2532
+  _globals['_RUNVIEW']._serialized_end=2579
+  _globals['_HUBLEAVING']._serialized_start=2581
+  _globals['_HUBLEAVING']._serialized_end=2609
+  _globals['_DESCRIBEREQUEST']._serialized_start=2611
+  _globals['_DESCRIBEREQUEST']._serialized_end=2665
+  _globals['_DESCRIBERESPONSE']._serialized_start=2668
+  _globals['_DESCRIBERESPONSE']._serialized_end=2809
+  _globals['_TERMINATEREQUEST']._serialized_start=2811
+  _globals['_TERMINATEREQUEST']._serialized_end=2924
+  _globals['_TERMINATERESPONSE']._serialized_start=2926
+  _globals['_TERMINATERESPONSE']._serialized_end=2983
+  _globals['_RENDEZVOUSSERVICE']._serialized_start=3127
+  _globals['_RENDEZVOUSSERVICE']._serialized_end=3348
 # @@protoc_insertion_point(module_scope)

@@ -119,6 +119,9 @@ class SessionHello(google.protobuf.message.Message):
     MEMBERS_FIELD_NUMBER: builtins.int
     REATTACH_WINDOW_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
+    RESTART_COUNT_FIELD_NUMBER: builtins.int
+    MEMBERSHIP_CHANGES_FIELD_NUMBER: builtins.int
+    FAILURE_COUNTED_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run."""
     incarnation: builtins.int
@@ -135,6 +138,12 @@ class SessionHello(google.protobuf.message.Message):
     """The caller's name for the node, empty if it has none."""
     version: builtins.str
     """Of its agentd."""
+    restart_count: builtins.int
+    """Restarts of the run that this node has heard of. A hub whose disk lost its own count takes the higher one."""
+    membership_changes: builtins.int
+    """The same of membership changes that led to a round."""
+    failure_counted: builtins.bool
+    """Whether the count of restarts has a failure of the newest round that this node has a place in."""
     @property
     def members(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MemberState]:
         """What the session still has from before, after a stream broke."""
@@ -156,9 +165,12 @@ class SessionHello(google.protobuf.message.Message):
         members: collections.abc.Iterable[global___MemberState] | None = ...,
         reattach_window: google.protobuf.duration_pb2.Duration | None = ...,
         version: builtins.str = ...,
+        restart_count: builtins.int = ...,
+        membership_changes: builtins.int = ...,
+        failure_counted: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["reattach_window", b"reattach_window"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "agent_uid", b"agent_uid", "incarnation", b"incarnation", "members", b"members", "node_id", b"node_id", "node_name", b"node_name", "reattach_window", b"reattach_window", "run_id", b"run_id", "session_epoch", b"session_epoch", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "agent_uid", b"agent_uid", "failure_counted", b"failure_counted", "incarnation", b"incarnation", "members", b"members", "membership_changes", b"membership_changes", "node_id", b"node_id", "node_name", b"node_name", "reattach_window", b"reattach_window", "restart_count", b"restart_count", "run_id", b"run_id", "session_epoch", b"session_epoch", "version", b"version"]) -> None: ...
 
 global___SessionHello = SessionHello
 

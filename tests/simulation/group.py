@@ -329,6 +329,7 @@ class Host:
             return
         self.running = self._place.round
         self.failing = False
+        self.node.restarts[self.role] = self._place.restart_count
         self.node.world.judge.workers_started(self, self._place)
         self.report(ev.WorkersStarted(self.running, ()))
         if self._stop_round >= self.running:

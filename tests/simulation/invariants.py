@@ -54,13 +54,15 @@ class Judge:
 
     # --- a round ----------------------------------------------------------------------------------------
 
-    def assigned(self, node: str, role: str, place: Assignment) -> None:
-        """A member was given a place."""
+    def assigned(self, node: str, role: str, place: Assignment, restarts: int) -> None:
+        """A member was given a place, of whose workers the last were started after so many `restarts`."""
         self._world.trace(node, "has a place", place.round, place.group_rank, place.group_world_size)
         members = self._places.setdefault(place.round, {})
         known = members.setdefault((node, role), place)
         if known != place:
             self._accuse(f"{node}/{role} has two places in round {place.round}: {known} and {place}")
+        if place.restart_count < restarts:
+            self._accuse(f"{node}/{role} knows of {restarts} restarts, the hub of {place.restart_count}")
         self._agrees(members, place)
         self._is_stable(place.round, (node, role))
         if self.gentle and place.round > 1:

@@ -55,16 +55,16 @@ class Journal:
             self._process.call_at(at, self._node.disk.__setitem__, key, value)
         return at
 
-    async def write(self, key: str, value: object) -> None:
+    async def write(self, key: str, value: object, patience: float = PATIENCE) -> None:
         now, at = self._process.time(), self.post(key, value)
-        if at > now >= self._behind_until:
-            if at > now + PATIENCE:
+        if at > now and (now >= self._behind_until or patience > PATIENCE):
+            if at > now + patience:
                 self._behind_until = at
-            await asyncio.sleep(min(at - now, PATIENCE))
+            await asyncio.sleep(min(at - now, patience))
 
-    async def hub_announced(self, run_id: str, incarnation: int, record: HubRecord) -> None:
+    async def hub_announced(self, run_id: str, incarnation: int, record: HubRecord, patience: float) -> None:
         try:
-            await self.write(_HUB_RECORD, record)
+            await self.write(_HUB_RECORD, record, patience)
         finally:
             # What is announced from here on is lost if this agentd dies before the disk has caught up.
             self.announced_until = self._safe_at
@@ -82,6 +82,8 @@ class Node:
         self.is_hub = is_hub
         self.disk: dict[str, Any] = {}
         self.reports: dict[str, list[ev.GroupEvent]] = {}
+        self.restarts: dict[str, int] = {}
+        """By role, as its hosts wrote it down with the start of workers."""
         self.hosts: list[Host] = []
         self.former_hosts: list[Host] = []
         self.agentd: Agentd | None = None
@@ -139,6 +141,7 @@ class Node:
             # Another boot id: no group goes on.
             self.disk.pop(role, None)
         self.reports.clear()
+        self.restarts.clear()
 
     def running(self) -> list[tuple[str, int]]:
         """The roles whose workers live, each with its round; not those that nothing can kill."""
@@ -207,6 +210,7 @@ class Agentd:
                 for host in list(node.hosts):
                     if host.role == role:
                         host.die("no journal knows it")
+                node.restarts.pop(role, None)
                 self.supervisors[role] = Supervisor(self, role)
             else:
                 self._go_on(role, left)
@@ -226,7 +230,7 @@ class Agentd:
                 left = left._replace(state=replace(state, host=HostState.NONE, host_pid=0), host=None)
         state = left.state
         if (member := as_member(left, self.node.reports.get(role, []))) is not None:
-            self.session.resume(member)
+            self.session.resume(member, self.node.restarts.get(role, 0))
         self.supervisors[role] = Supervisor(self, role, left)
         if state.phase is Phase.FAILED:
             self.session.leave(role, state.reason, failed=True)
@@ -293,7 +297,8 @@ class Agentd:
         assert spec == self.node.world.spec
 
     def on_assignment(self, role: str, assignment: Assignment) -> None:
-        self.node.world.judge.assigned(self.node.name, role, assignment)
+        heard = self.node.restarts.get(role, 0)
+        self.node.world.judge.assigned(self.node.name, role, assignment, heard)
         self.supervisors[role].post(ev.Placed(assignment))
 
     def on_stop_round(self, round_: int, reason: str) -> None:

@@ -107,6 +107,25 @@ async def test_a_disk_that_hangs_delays_once_then_nobody(
     assert len(open_for_reading(tmp_path / "agentd.db").runs) == 13
 
 
+async def test_who_has_more_patience_waits_for_a_slow_disk_that_others_wait_for_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "PATIENCE", 0.1)
+    journal = await started(tmp_path)
+    blocker = sqlite3.connect(tmp_path / "agentd.db", isolation_level=None)
+    try:
+        blocker.execute("BEGIN IMMEDIATE")
+        assert not await journal.write(run_row())
+        patient = asyncio.ensure_future(journal.write(run_row(incarnation=2), patience=20.0))
+        await asyncio.sleep(0.3)  # nothing happens: there is nothing to wait on
+        assert not patient.done()
+        blocker.execute("COMMIT")
+        assert await patient
+    finally:
+        blocker.close()
+        await journal.close()
+
+
 async def test_a_database_that_cannot_be_written_is_tried_again_until_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,7 @@ class MemoryJournal:
         self.delay = 0.0
         self.broken = False
 
-    async def hub_announced(self, run_id: str, incarnation: int, record: HubRecord) -> None:
+    async def hub_announced(self, run_id: str, incarnation: int, record: HubRecord, patience: float) -> None:
         if self.broken:
             raise OSError("no space left on device")
         if self.delay:
@@ -89,6 +89,10 @@ class CuttableLink:
         stream = await self._link.connect(hello)
         self.streams.append(stream)
         return stream
+
+    def lead_to(self, link: HubLink) -> None:
+        """From here on to another hub."""
+        self._link, self.up = link, True
 
     async def cut(self) -> None:
         """Break the streams, and let no other begin."""
@@ -273,6 +277,16 @@ class Stage:
         for node in self.nodes.values():
             await node.close()
         await self.hub.close()
+
+    async def begin_hub_again(self, record: HubRecord) -> None:
+        """The hub's agentd is killed, and the next one has this record."""
+        for node in self.nodes.values():
+            await node.link.cut()
+        await self.hub.close()
+        self.hub = Hub("hub", self.journal, address="hub.example:7460")
+        self.hub.create(self.spec, INCARNATION, record)
+        for node in self.nodes.values():
+            node.link.lead_to(self.make_link(self.hub))
 
     def link(self) -> CuttableLink:
         return CuttableLink(self.make_link(self.hub))

@@ -320,6 +320,54 @@ async def test_nothing_is_announced_before_it_is_written_and_a_slow_journal_dela
 
 
 @on_virtual_time
+async def test_the_end_waits_longer_for_a_slow_journal_than_other_words() -> None:
+    async with Stage(make_spec("a", "b")) as stage:
+        a, b = stage.add("a", "b")
+        await stage.round_is(1, a, b)
+        stage.journal.delay = 4.0
+        a.fail()
+        await until(lambda: a.finished)
+        assert stage.journal.records[-1].outcome is Phase.FAILED
+
+
+@on_virtual_time
+async def test_the_end_does_not_wait_for_ever_for_a_journal_that_hangs() -> None:
+    async with Stage(make_spec("a", "b")) as stage:
+        a, b = stage.add("a", "b")
+        await stage.round_is(1, a, b)
+        stage.journal.delay = 3600.0
+        began = now()
+        a.fail()
+        await until(lambda: a.finished and b.finished)
+        assert now() - began < 6.0
+
+
+@on_virtual_time
+async def test_a_hub_whose_disk_lost_its_counts_takes_those_its_members_have_heard() -> None:
+    async with Stage(make_spec(fewest=2, most=3, max_restarts=2)) as stage:
+        a, b = stage.add("a", "b")
+        await stage.round_is(1, a, b)
+        early = stage.journal.records[-1]
+        a.fail()
+        await stage.round_is(2, a, b)
+        (c,) = stage.add("c")
+        await stage.round_is(3, a, b, c)
+        counted = (stage.status.restart_count, stage.status.membership_changes)
+        assert counted == (1, 1)
+        await until(lambda: a.view and a.view.membership_changes == 1)
+        await stage.begin_hub_again(early)
+        await until(lambda: "hub found" in a.log and "hub found" in b.log)
+        assert (stage.status.restart_count, stage.status.membership_changes) >= counted
+        assert stage.journal.records[-1].restart_count == 1
+        await stage.round_is(4, a, b, c)
+        a.fail()
+        await stage.round_is(5, a, b, c)
+        assert a.last.restart_count == 2
+        a.fail()
+        await stage.phase_is(Phase.FAILED)
+
+
+@on_virtual_time
 async def test_heartbeats_are_answered_while_the_journal_is_stuck() -> None:
     async with Stage(make_spec("a", "b", max_restarts=9)) as stage:
         a, b = stage.add("a", "b")

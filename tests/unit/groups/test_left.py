@@ -107,11 +107,12 @@ def test_a_group_is_found_as_it_was(tmp_path: Path) -> None:
 def test_a_group_whose_host_the_row_does_not_know_begins_again_after_all_its_rounds(tmp_path: Path) -> None:
     ending = Ending(phase=Phase.STOPPED, reason="asked to", kill_at=9.0)
     known = row(tmp_path, host_pid=99, host_start_time=1, state=state_text(replace(RAN, ending=ending)))
-    started = wire.Started(round=6, workers=(), sequence=8)
+    started = wire.Started(round=6, workers=(), restart_count=2, sequence=8)
     (tmp_path / "host.jsonl").write_bytes(as_json(started) + b"\n")
     left = find(known, begin_again=True)
     assert left is not None
     assert (left.state.host, left.state.round, left.state.gone_round) == (HostState.NONE, 6, 6)
+    assert left.restart_count == 2
     assert (left.state.ending, left.sequence, left.member) == (
         ending,
         8,

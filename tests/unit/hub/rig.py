@@ -100,6 +100,7 @@ class Rig:
         uid: str = "",
         name: str = "",
         window: float = 5.0,
+        restart_count: int = 0,
     ) -> None:
         hello = SessionHello(
             run_id="run",
@@ -111,6 +112,7 @@ class Rig:
             node_name=name,
             members=members,
             reattach_window=window,
+            restart_count=restart_count,
         )
         problem = refusal(self.state, hello, self.now)
         if problem is not None:

@@ -89,6 +89,9 @@ def test_hello_survives_the_wire() -> None:
         members=(MemberState(role="x", local_world_size=2, condition=MemberCondition.DONE, round=4),),
         reattach_window=60.0,
         version="0.1",
+        restart_count=3,
+        membership_changes=5,
+        failure_counted=True,
     )
     assert codec.hello_from_message(over_the_wire(codec.hello_to_message(hello))) == hello
 

@@ -42,6 +42,17 @@ def test_leaving_member_that_does_not_come_back_is_waited_for_one_lease() -> Non
     assert rig.placed().keys() == {"a"}
 
 
+def test_a_hello_may_use_the_budget_up_and_not_overdraw_it() -> None:
+    rig = Rig(make_spec(fewest=1, most=2, max_restarts=3))
+    rig.hello("a", restart_count=2)
+    assert (rig.state.restart_count, rig.records[-1].restart_count) == (2, 2)
+    written = len(rig.records)
+    rig.hello("b", restart_count=1)
+    assert (rig.state.restart_count, len(rig.records)) == (2, written)
+    rig.hello("c", restart_count=2**31)
+    assert rig.state.restart_count == 3
+
+
 def two_roles() -> Rig:
     """Nodes a and b with two members each, of which two are enough; b was lost and a went on alone."""
     rig = Rig(make_spec(roles=("one", "two"), fewest=2, most=4))
