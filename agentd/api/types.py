@@ -391,6 +391,8 @@ class Drain:
     """When the node leaves what is still there, by its clock. 0: never."""
     reason: str = ""
     grace: float | None = None
+    asked_at: float = 0.0
+    """When that deadline was asked for, by the node's clock; only the node knows. 0: unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

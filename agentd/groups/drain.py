@@ -91,6 +91,7 @@ class Drainage:
             deadline=0.0 if request.deadline is None else now + request.deadline,
             reason=request.reason,
             grace=request.grace,
+            asked_at=now,
         )
         # Refused from here on: a run that came while the disk is slow would not be seen by who asked.
         self._runs.drain = drain
@@ -173,7 +174,8 @@ def time_left(drain: Drain, now: float) -> float | None:
         return 0.0
     if not drain.deadline:
         return None
-    return min(max(drain.deadline - now, 0.0), max(drain.deadline - drain.since, 0.0))
+    asked_at = drain.asked_at or drain.since
+    return min(max(drain.deadline - now, 0.0), max(drain.deadline - asked_at, 0.0))
 
 
 def why(drain: Drain) -> str:

@@ -150,6 +150,7 @@ async def test_the_next_agentd_goes_on_with_a_drain() -> None:
         (replace(WAIT, deadline=1060.0), 1010.0, 50.0),
         (replace(WAIT, deadline=1060.0), 9999.0, 0.0),
         (replace(WAIT, deadline=1060.0), 10.0, 60.0),  # the clock was set back
+        (replace(WAIT, deadline=9060.0, asked_at=9000.0), 10.0, 60.0),  # and it is not the first drain
     ],
 )
 def test_when_it_is_time_to_leave(drain: Drain, now: float, left: float | None) -> None:
