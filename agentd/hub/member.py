@@ -12,7 +12,6 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from agentd.api.errors import AgentError, Code, HubUnreachable, NodeIdTaken, Unreachable
@@ -20,6 +19,7 @@ from agentd.api.patience import within
 from agentd.api.types import Failure, RunSpec, RunStatus
 from agentd.core import defaults
 from agentd.core.contact import Contact
+from agentd.core.moments import utc
 from agentd.hub.contacts import Contacts
 from agentd.hub.links import HubLink, HubStream
 from agentd.hub.memberbook import MemberBook
@@ -41,6 +41,7 @@ from agentd.hub.messages import (
 )
 from agentd.hub.observer import OwnTime
 from agentd.procs.boottime import boottime
+from agentd.quickdata import dataclass
 
 log = logging.getLogger(__name__)
 
@@ -418,7 +419,7 @@ class MemberSession:
         if waited < self._hub_timeout:
             return False
         silent = waited if self._heard_at is None else now - self._heard_at
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - silent))
+        since = utc(time.time() - silent)
         self._tell(self._listener.on_hub_timeout, HubUnreachable(self._link.address, since, problem))
         return True
 

@@ -29,8 +29,13 @@ PURE_OS = re.compile(
     r"os\.(path\.(join|basename|dirname|normpath|isabs|split|splitext)|fspath|sep|PathLike)$"
 )
 READS_THE_WORLD = re.compile(r"(^|\.)(datetime|date)\.(now|utcnow|today)$|^(open|print|input|breakpoint)$")
-# One file knows gRPC's errors so that no other has to, and one reads the names of signals, which are a table.
-MAY_IMPORT = {"agentd/api/errwire.py": {"grpc"}, "agentd/api/signals.py": {"signal"}}
+# One file knows gRPC's errors so that no other has to, one reads the names of signals, which are a table, and
+# one waits for both sides of the wire.
+MAY_IMPORT = {
+    "agentd/api/errwire.py": {"grpc"},
+    "agentd/api/patience.py": {"asyncio"},
+    "agentd/api/signals.py": {"signal"},
+}
 
 PROCESS_MODULES = frozenset({"psutil", "subprocess"})
 PROCESS_CALLS = re.compile(
@@ -49,7 +54,17 @@ LEAN_IMPORTS = {
     "agentd.core": {"grpc", "google.protobuf", "asyncio"},
     "agentd.elastic": {"grpc", "google.protobuf", "asyncio", "torch", "psutil", "click", "rich"},
     "agentd.host.__main__": {"grpc", "google.protobuf", "asyncio", "torch", "sqlite3", "click", "rich"},
-    "agentctl.main": {"torch", "prometheus_client", "sqlite3", "agentd.daemon", "agentd.elastic"},
+    "agentd_client": {"grpc", "google.protobuf", "asyncio"},
+    "agentctl.main": {"grpc", "google.protobuf", "asyncio", "rich", "agentd_client", "agentd.api.types"},
+    "agentctl.commands.run": {"grpc", "google.protobuf", "asyncio", "rich"},
+}
+# What a program loads between its start and the end of what it was asked.
+LEAN_COMMANDS = {
+    ("agentctl.main", "version"): {"grpc", "google.protobuf", "asyncio"},
+    ("agentctl.main", "run", "--help"): {"grpc", "google.protobuf", "asyncio"},
+    ("agentctl.main", "run", "--nodes", "a", "--nproc-per-node", "x", "train.py"): {"grpc", "google.protobuf"},
+    ("agentctl.main", "stop"): {"grpc", "google.protobuf", "asyncio"},
+    ("agentd.cli", "config"): {"grpc", "google.protobuf", "asyncio", "tomllib"},
 }
 
 
