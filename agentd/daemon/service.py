@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +27,7 @@ from agentd.daemon.places import Places, claimed
 from agentd.daemon.wishes import Wishes
 from agentd.groups import history
 from agentd.groups.registry import Registry
+from agentd.quickdata import dataclass
 from agentd.rpc.server import bind, make_server
 
 log = logging.getLogger("agentd.daemon")

@@ -7,7 +7,7 @@ broken one, and nothing is said twice on one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from agentd.api.types import Failure, Phase, RunStatus
 from agentd.hub.messages import (
@@ -23,6 +23,7 @@ from agentd.hub.messages import (
     RoundGone,
     StopRound,
 )
+from agentd.quickdata import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from agentd.api.types import Phase, RunSpec, RunStatus
 from agentd.hub.messages import MemberMessage, RunFinished, RunView, SessionHello, SessionWelcome
 from agentd.hub.plan import RunPlan
 from agentd.hub.session import HubSession
 from agentd.hub.view import COMPACT_LIMIT, compact
+from agentd.quickdata import dataclass
 
 
 @dataclass(frozen=True, slots=True)
