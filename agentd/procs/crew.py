@@ -7,12 +7,14 @@ their session ids from strangers.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
-from agentd.procs import procfs, tree
+from agentd.procs import descent, procfs, tree
+from agentd.procs.ends import Ends
 from agentd.procs.exits import ExitInfo, ExitWatch
 from agentd.procs.identity import ProcessIdentity
 from agentd.procs.procfs import ProcessStat
@@ -75,17 +77,23 @@ class Crew:
         token: str = "",
         cgroup: str = "",
         ancestors: Collection[int] = (),
+        spared: descent.Judge = lambda _stat: False,
     ) -> None:
         """`on_exit(index, exit)` is called from inside a wait, once for each leader.
 
         `ancestors`: pids everything below which belongs to the crew. Only a process that starts nothing else
-        may name its own.
+        may name its own; if that adopts what its descendants leave, they alone are looked through, without
+        the `spared` ones, and not all processes of the machine.
         """
         self._waiter = waiter
         self._on_exit = on_exit
         self._token = token
         self._cgroup = cgroup
         self._ancestors = frozenset(ancestors)
+        self._spared = spared
+        self._by_descent = False
+        """Whether all that there can be descends from this process."""
+        self._ends = Ends(waiter, self._step_now)
         self._children: dict[int, Leader] = {}
         self._watches: dict[int, ExitWatch] = {}
         self._complete = False
@@ -94,7 +102,7 @@ class Crew:
         self._sweeper: Sweeper | None = None
         self._last_looks_end: float | None = None
         self._next_step = 0.0
-        self._next_orphans = 0.0
+        self._next_orphans = waiter.now() + ORPHAN_PAUSE_S
         self.exits: dict[int, ExitInfo] = {}
         self.torn_down: set[int] = set()
         """Leaders that were signalled before they ended."""
@@ -151,6 +159,7 @@ class Crew:
     def close(self) -> None:
         """Watch no longer and reap what can be reaped. Ends nothing: that is `stop`."""
         self._waiter.remove_pump(self._pump)
+        self._ends.close()
         for watch in self._watches.values():
             watch.close()
         self._watches.clear()
@@ -177,8 +186,12 @@ class Crew:
         if self._sweeper is None:
             # At once for whole groups: what forks meanwhile is hit as well.
             self.send_signal(signal.SIGKILL, self._watches)
-            self._sweeper = Sweeper(self._marks, self._deadline_of, self._signum, self._was_signalled)
+            self._by_descent = os.getpid() in self._ancestors and descent.is_known()
+            self._sweeper = Sweeper(
+                self._marks, self._deadline_of, self._signum, self._was_signalled, look=self._left
+            )
         self._next_step = self._sweeper.step(now)
+        self._ends.watch(self._sweeper.found)
         if self._sweeper.gone or self._sweeper.stuck:
             self._look()
         if self._sweeper.gone:
@@ -186,6 +199,14 @@ class Crew:
         elif self._sweeper.stuck:
             self._settle(self._sweeper.stuck)
         return now if self.settled else self._next_step
+
+    def _left(self, marks: Marks) -> list[ProcessStat]:
+        if not self._by_descent:
+            return tree.find(marks)
+        return descent.living({self._children[index].pid for index in self.exits}, self._spared)
+
+    def _step_now(self) -> None:
+        self._next_step = 0.0
 
     def _look_last(self, now: float) -> None:
         """Nothing is found any more. The exit of a leader that never had a session may be still to come."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 
 
 @functools.cache
@@ -39,6 +39,15 @@ def set_parent_death_signal(signum: int) -> None:
     _call(PR_SET_PDEATHSIG, signum)
 
 
-def become_subreaper() -> None:
-    """Adopt every descendant whose parent dies, so that descent can be followed to this process."""
-    _call(PR_SET_CHILD_SUBREAPER, 1)
+def become_subreaper(whether: bool = True) -> None:
+    """Adopt every descendant whose parent dies, so that descent can be followed to this process; or cease."""
+    _call(PR_SET_CHILD_SUBREAPER, int(whether))
+
+
+def is_subreaper() -> bool:
+    """Whether this process adopts what its descendants leave behind."""
+    import ctypes
+
+    answer = ctypes.c_int()
+    _call(PR_GET_CHILD_SUBREAPER, ctypes.addressof(answer))
+    return bool(answer.value)

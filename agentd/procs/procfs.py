@@ -84,14 +84,15 @@ def _tasks(pid: int) -> list[str]:
 def _read(path: str) -> bytes | None:
     """None: it is not there. Raises `OSError` where nobody can tell."""
     try:
-        return asked(lambda: _content(path))
+        return asked(lambda: content(path))
     except OSError as error:
         if error.errno in SHORTAGE:
             raise
         return None
 
 
-def _content(path: str) -> bytes:
+def content(path: str) -> bytes:
+    """All of a file. Raises `OSError`."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts = []

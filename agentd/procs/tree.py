@@ -12,9 +12,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Container, Iterable
-from pathlib import Path
 
-from agentd.procs import cgroups, procfs
+from agentd.procs import cgroups, descent, procfs
 from agentd.procs.identity import ProcessIdentity, send_signal
 from agentd.procs.procfs import ProcessStat
 from agentd.procs.waiter import Waiter
@@ -81,17 +80,21 @@ class Sweeper:
         signum: int = signal.SIGTERM,
         was_signalled: Callable[[ProcessStat], bool] = lambda _stat: False,
         kill_bound_s: float = KILL_BOUND_S,
+        look: Callable[[Marks], list[ProcessStat]] = find,
     ) -> None:
-        """`deadline_of` tells until when, on the monotonic clock, a process may take."""
+        """`deadline_of` tells until when, on the monotonic clock, a process may take; `look` who is left."""
         self._marks = marks
         self._deadline_of = deadline_of
         self._signum = signum
         self._was_signalled = was_signalled
         self._kill_bound_s = kill_bound_s
+        self._look = look
         self._asked: set[ProcessIdentity] = set()
         self._killed_at: dict[ProcessIdentity, float] = {}
         self._empty_looks = 0
         self._pause = FIRST_STEP_S
+        self.found: list[ProcessStat] = []
+        """Whom the last step found."""
         self.gone = False
         """Nothing is left."""
         self.stuck: tuple[StuckProcess, ...] = ()
@@ -100,7 +103,7 @@ class Sweeper:
     def step(self, now: float) -> float:
         """Look, signal what is due, and answer when to look again."""
         marks = self._marks()
-        found = find(marks)
+        found = self.found = self._look(marks)
         if not found:
             return self._count_empty_look(now)
         self._empty_looks = 0
@@ -181,18 +184,10 @@ def token_of(pid: int) -> str:
 
 def reap_orphans(keep: Container[int]) -> None:
     """Reap dead children of this process that are not in `keep`: what a subreaper was left by others."""
-    for pid in _children():
+    for pid in descent.children(os.getpid()) or ():
         if pid not in keep:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-
-
-def _children() -> list[int]:
-    found: list[int] = []
-    for path in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found.extend(int(pid) for pid in path.read_text(encoding="ascii").split())
-    return found
 
 
 def _in_session(stat: ProcessStat, sessions: dict[int, ProcessIdentity]) -> bool:
