@@ -96,6 +96,8 @@ class Supervisor:
             )
         self._logs: deque[WorkerLog] = deque(left.logs if left else (), maxlen=KEPT_LOGS)
         self._background: set[asyncio.Task[None]] = set()
+        self._fault: BaseException | None = None
+        """Of something in the background."""
         self._task = asyncio.get_running_loop().create_task(self._live(), name=f"group {self._dir}")
         self.ended = asyncio.Event()
         if left is not None:
@@ -218,12 +220,30 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001 - whatever it is, the group must end visibly
             # A fault of ours must not leave workers that nobody watches, or a run that never ends.
             _log.exception("the supervisor of a group failed", extra=self._facts())
-            self.kill_host()
-            self._member.leave(self.role, "its agentd failed", failed=True)
-            self._state = replace(self._state, phase=Phase.LOST, reason=f"agentd failed: {error}")
-            self._status = self._state.as_status()
+            await self._give_up(f"agentd failed: {error}")
         self.ended.set()
         self._changed()
+
+    async def _give_up(self, reason: str) -> None:
+        """End all of the group after a fault, and tell the hub, which waits for its part of the round."""
+        self.kill_host()
+        self._member.leave(self.role, "its agentd failed", failed=True)
+        try:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await within(KILL_PATIENCE_S, self._host_gone())
+            stuck = await self._end_what_is_left(0.0)
+        except Exception:  # noqa: BLE001 - a second fault must not hide the first
+            _log.exception("what is left of a group is not known", extra=self._facts())
+        else:
+            unkillable = f"SIGKILL did not end {describe(stuck)}" if stuck else ""
+            self._member.gone(self.role, self._state.round, 0, unkillable)
+        self._state = replace(self._state, phase=Phase.LOST, reason=reason)
+        self._status = self._state.as_status()
+
+    async def _host_gone(self) -> None:
+        while self._handle is not None and not self._handle.over:
+            self._wake.clear()
+            await self._wake.wait()
 
     def _go_on(self, left: LeftGroup) -> None:
         """Take the group over: what its host says from here on is heard, whether it lives or not."""
@@ -233,6 +253,8 @@ class Supervisor:
 
     async def _next_event(self) -> tuple[int, ev.GroupEvent]:
         while not self._events:
+            if self._fault is not None:
+                raise self._fault
             self._wake.clear()
             overdue_at = self._state.overdue_at
             timeout = None if overdue_at is None else max(0.0, overdue_at - time.monotonic())
@@ -370,7 +392,11 @@ class Supervisor:
             return
         ending = self._state.ending
         left_s = LEFTOVER_GRACE_S if ending is None else ending.kill_at - time.monotonic()
-        grace_s = min(LEFTOVER_GRACE_S, max(0.0, left_s))
+        stuck = await self._end_what_is_left(min(LEFTOVER_GRACE_S, max(0.0, left_s)))
+        self.post(ev.Swept(f"SIGKILL did not end {describe(stuck)}" if stuck else ""))
+
+    async def _end_what_is_left(self, grace_s: float) -> tuple[tree.StuckProcess, ...]:
+        """Of a host that is gone; answers what SIGKILL did not end."""
         marks = tree.Marks(token=self._token, sessions=self._witness.workers, cgroup=self._cgroup)
         # What the host has judged unkillable gets no second bound.
         bound_s = SECOND_LOOK_S if self._state.unkillable else tree.KILL_BOUND_S
@@ -379,7 +405,7 @@ class Supervisor:
         self._witness.clear()
         if stuck:
             self._shared.stuck.add(self._stuck_group(marks, stuck))
-        self.post(ev.Swept(f"SIGKILL did not end {describe(stuck)}" if stuck else ""))
+        return stuck
 
     async def _in_sweeps(self, sweep: Callable[[], T]) -> T:
         """Until it can be told what is left, nothing may start: asked again while something has run out."""
@@ -404,7 +430,14 @@ class Supervisor:
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._background_ended)
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            # Nothing would follow on it: it is a fault of the group's life.
+            self._fault = fault
+            self._wake.set()
 
     def _facts(self) -> dict[str, object]:
         return {
