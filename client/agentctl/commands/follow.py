@@ -56,7 +56,7 @@ async def _attach(run_id: str, tail: int | None, nodes: Nodes, deadline_s: float
     from agentctl.attached import Attached, OnInterrupt
     from agentctl.show.display import make_display
     from agentd.api.types import LogsRequest
-    from agentd_client import AsyncFleet
+    from agentd_client.aio import AsyncFleet
 
     async with AsyncFleet(nodes.for_client(), timeout_s=deadline_s) as fleet:
         attached = Attached(
@@ -70,7 +70,7 @@ async def _attach(run_id: str, tail: int | None, nodes: Nodes, deadline_s: float
 async def _wait(run_id: str, timeout_s: float | None, nodes: Nodes, deadline_s: float, output: str) -> int:
     from agentctl import exits
     from agentctl.show.display import make_display
-    from agentd_client import AsyncFleet
+    from agentd_client.aio import AsyncFleet
 
     async with AsyncFleet(nodes.for_client(), timeout_s=deadline_s) as fleet:
         handle = await fleet.find(run_id)

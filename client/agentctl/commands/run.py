@@ -187,7 +187,7 @@ async def _run(
     from agentctl.show.display import make_display
     from agentctl.show.lines import Choice, LineAssembler
     from agentd.api.types import LogsRequest
-    from agentd_client import AsyncFleet
+    from agentd_client.aio import AsyncFleet
 
     async with AsyncFleet(targets, timeout_s=options.deadline_s) as fleet:
         starting = _launch(fleet, wish, options, environment)
