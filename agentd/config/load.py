@@ -17,9 +17,6 @@ from agentd.config.model import Config, default_config
 from agentd.config.settings import SETTINGS, Setting
 from agentd.quickdata import dataclass
 
-# By name, so that a type checker for 3.10 asks for neither.
-tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-
 DEFAULT = "default"
 
 
@@ -87,6 +84,10 @@ def _from_environ(environ: Mapping[str, str]) -> Iterator[tuple[str, object, str
 
 
 def _from_file(text: str, name: str) -> Iterator[tuple[str, object, str]]:
+    if not text:
+        return
+    # By name, so that a type checker for 3.10 asks for neither; late, as most start without a file.
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     origin = f"file {name}"
     try:
         table = tomllib.loads(text)

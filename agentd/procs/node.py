@@ -7,8 +7,7 @@ import re
 import socket
 from collections.abc import Mapping
 
-import psutil
-
+from agentd.procs.procfs import content
 from agentd.quickdata import dataclass
 
 _GPU_NODE = re.compile(r"nvidia\d+")
@@ -33,20 +32,30 @@ class NodeFacts:
 
 
 def look(directory: str) -> NodeFacts:
-    """The machine now, with the disk that holds `directory`."""
-    memory = psutil.virtual_memory()
-    disk = psutil.disk_usage(directory)
+    """The machine now, with the disk that holds `directory`. Raises `OSError`."""
+    memory = _memory()
+    disk = os.statvfs(directory)
     return NodeFacts(
         hostname=socket.gethostname(),
         cpus=cpu_count(),
         gpus=gpu_count(os.environ),
-        memory_total_bytes=memory.total,
-        memory_available_bytes=memory.available,
+        memory_total_bytes=memory["MemTotal"],
+        memory_available_bytes=memory["MemAvailable"],
         load=os.getloadavg(),
-        disk_total_bytes=disk.total,
-        disk_free_bytes=disk.free,
-        resident_bytes=psutil.Process().memory_info().rss,
+        disk_total_bytes=disk.f_blocks * disk.f_frsize,
+        disk_free_bytes=disk.f_bavail * disk.f_frsize,
+        resident_bytes=_resident_bytes(),
     )
+
+
+def _memory() -> Mapping[str, int]:
+    """/proc/meminfo, in bytes."""
+    rows = (line.split() for line in content("/proc/meminfo").decode().splitlines())
+    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if row[2:] == ["kB"]}
+
+
+def _resident_bytes() -> int:
+    return int(content("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_count() -> int:

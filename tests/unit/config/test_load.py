@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, fields, is_dataclass
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 from agentd.config import Config, ConfigError, Loaded, LogFormat, LogLevel, load
-from agentd.config.load import tomllib
 from agentd.config.settings import SETTINGS
 from agentd.config.show import as_json, as_toml
 
@@ -208,7 +206,3 @@ def test_what_is_shown_names_the_origin_of_each_value() -> None:
     shown = json.loads(as_json(found))
     assert shown["log.format"] == {"value": "json", "origin": "file a.toml"}
     assert shown["shutdown.grace"] == {"value": None, "origin": "default"}
-
-
-def test_the_parser_is_the_standard_one_where_there_is_one() -> None:
-    assert tomllib.__name__ == ("tomllib" if sys.version_info >= (3, 11) else "tomli")
