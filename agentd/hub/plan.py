@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from agentd.api.types import RunSpec
 from agentd.core import defaults
 from agentd.core.specs import Member, expected_members, member_bounds
 from agentd.hub.messages import SessionWelcome
+from agentd.quickdata import dataclass
 
 LISTED_LIMIT = 64
 """Nodes of a run that a welcome lists: each of N nodes would get the names of N nodes."""

@@ -44,6 +44,8 @@ PROCESS_CALLS = re.compile(
 )
 # The zygote runs on the user's interpreter, where nothing of agentd is installed: it brings its own fork.
 OWN_PROCESSES = ("agentd/procs", "agentd/host/zygote.py")
+# The decorator itself, and what runs on the user's interpreter.
+OWN_DATA = ("agentd/quickdata.py",)
 # Arguments and values of functions go from a process to its own children, and never over a network.
 FUNCTION_WORKERS = "agentd/elastic/multiprocessing/functions/"
 FORKS_WITH_ONE_THREAD = "agentd/procs/spawn.py"
@@ -54,18 +56,22 @@ LEAN_IMPORTS = {
     "agentd.core": {"grpc", "google.protobuf", "asyncio"},
     "agentd.elastic": {"grpc", "google.protobuf", "asyncio", "torch", "psutil", "click", "rich"},
     "agentd.host.__main__": {"grpc", "google.protobuf", "asyncio", "torch", "sqlite3", "click", "rich"},
+    "agentd.daemon.service": {"torch", "psutil", "rich", "prometheus_client", "tomllib"},
     "agentd_client": {"grpc", "google.protobuf", "asyncio"},
-    "agentctl.main": {"grpc", "google.protobuf", "asyncio", "rich", "agentd_client", "agentd.api.types"},
-    "agentctl.commands.run": {"grpc", "google.protobuf", "asyncio", "rich"},
+    "agentctl.main": {
+        *("grpc", "google.protobuf", "asyncio", "torch", "prometheus_client", "sqlite3", "rich"),
+        *("agentd_client", "agentd.api.types", "agentd.daemon", "agentd.elastic"),
+    },
+    "agentctl.commands.run": {"grpc", "google.protobuf", "asyncio", "rich", "agentd_client"},
 }
-# What a program loads between its start and the end of what it was asked.
-LEAN_COMMANDS = {
-    ("agentctl.main", "version"): {"grpc", "google.protobuf", "asyncio"},
-    ("agentctl.main", "run", "--help"): {"grpc", "google.protobuf", "asyncio"},
-    ("agentctl.main", "run", "--nodes", "a", "--nproc-per-node", "x", "train.py"): {"grpc", "google.protobuf"},
-    ("agentctl.main", "stop"): {"grpc", "google.protobuf", "asyncio"},
-    ("agentd.cli", "config"): {"grpc", "google.protobuf", "asyncio", "tomllib"},
-}
+# What needs nobody on the wire waits for no gRPC: it is most of the time that a program takes to start.
+COMMANDS_WITHOUT_GRPC = (
+    ("agentctl.main", "agentctl", "version"),
+    ("agentctl.main", "agentctl", "run", "--help"),
+    ("agentctl.main", "agentctl", "run", "--nodes", "a"),
+    ("agentctl.main", "agentctl", "stop"),
+    ("agentd.cli", "agentd", "config"),
+)
 
 
 def _sources(*roots: str) -> list[Path]:
@@ -194,11 +200,15 @@ def _loaded_by(module: str) -> set[str]:
         "import sys; before = set(sys.modules); sys.path[:0] = ['.', 'client']\n"
         f"import {module}; print(*(set(sys.modules) - before))"
     )
+    return set(_output_of(script).split())
+
+
+def _output_of(script: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    return done.stdout
 
 
 def test_importing_agentd_loads_nothing_else() -> None:
@@ -213,6 +223,32 @@ def _there(module: str) -> bool:
 @pytest.mark.parametrize("module", [module for module in LEAN_IMPORTS if _there(module)])
 def test_an_import_loads_no_more_than_its_room_needs(module: str) -> None:
     assert _loaded_by(module) & LEAN_IMPORTS[module] == set()
+
+
+@pytest.mark.parametrize("words", COMMANDS_WITHOUT_GRPC, ids=" ".join)
+def test_a_command_that_asks_nobody_loads_no_grpc(words: tuple[str, ...]) -> None:
+    module, command, *arguments = words
+    script = (
+        "import contextlib, io, sys; sys.path[:0] = ['.', 'client']; import click\n"
+        f"from {module} import {command}\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(click.ClickException):\n"
+        f"    {command}.main({arguments!r}, standalone_mode=False)\n"
+        "print(*sys.modules)"
+    )
+    loaded = set(_output_of(script).split())
+    assert module in loaded
+    assert loaded & {"grpc", "google.protobuf", "asyncio"} == set()
+
+
+def test_data_is_made_by_the_quick_decorator() -> None:
+    """The standard library's takes a millisecond for each class, at every start of every program."""
+    places = [
+        _place(path, line)
+        for path in _sources("agentd", "client")
+        for line, name in _imports(_parse(path))
+        if name == "dataclasses.dataclass" and str(path.relative_to(REPO)) not in OWN_DATA
+    ]
+    assert places == []
 
 
 def test_nobody_is_told_to_install_a_strangers_package() -> None:
