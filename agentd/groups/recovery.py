@@ -5,7 +5,7 @@ Groups of live runs go on where they are, with their hosts and workers; what is 
 
 from __future__ import annotations
 
-from agentd.api.types import RunRequest
+from agentd.api.types import TERMINAL, RunRequest
 from agentd.groups import left
 from agentd.groups.left import LeftGroup
 from agentd.groups.logs import WorkerLog
@@ -94,7 +94,9 @@ def look_back(remembered: Remembered, state_dir: str) -> LookBack:
     }
     cgroups.clear()
     over = [row for row in remembered.groups if found.get(row.key()) is None]
-    leftovers += end_leftovers(over, GRACE_S)
+    # What could not be ended of a group that is shown as lost may be there still.
+    lost = [row for row in remembered.groups if row.phase in TERMINAL and found.get(row.key()) is not None]
+    leftovers += end_leftovers([*over, *lost], GRACE_S)
     stuck = tuple(each.left for each in leftovers if each.left is not None)
     rows = sorted(remembered.runs, key=lambda row: row.incarnation)
     ended = [row for row in rows if row.ended][-SHOWN_RUNS:]

@@ -41,10 +41,11 @@ from agentd.groups.intake import Intake
 from agentd.groups.journal import Journal
 from agentd.groups.ports import Rendezvous
 from agentd.groups.records import ForgetRun
+from agentd.groups.rejoin import Rejoin
 from agentd.groups.reported import logs_on_disk
 from agentd.groups.roster import Roster
 from agentd.groups.run import NodeRun
-from agentd.groups.stuck import StuckBook
+from agentd.groups.stuck import StuckBook, StuckGroup
 from agentd.groups.wish import wish_text
 from agentd.host.door import HostDoor
 from agentd.procs.pool import Pool
@@ -93,7 +94,7 @@ class Registry(Roster):
         self._conditions.on_turn(
             lambda name, sentence: journal.post(*history.condition_turned(name, sentence, time.time()))
         )
-        self._stuck = StuckBook(self._conditions, self._sweeps)
+        self._stuck = StuckBook(self._conditions, self._sweeps, self._come_back)
         self._shared = Facilities(
             journal=journal,
             door=self._door,
@@ -105,6 +106,9 @@ class Registry(Roster):
             stuck=self._stuck,
         )
         self._intake = Intake(node_id, self, self._shared, rendezvous, advertise, machine)
+        self._rejoin = Rejoin(
+            self, self._intake, rendezvous, archive, lambda: self.ending or self.drain is not None
+        )
         self._farewells = Farewells(rendezvous, advertise, background)
         self._admissions: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.drain: Drain | None = journal.remembered.drain
@@ -153,6 +157,7 @@ class Registry(Roster):
         await self._background.close(CLOSE_S)
         await asyncio.gather(*(run.close() for run in self._live.values()))
         await self._stuck.close()
+        await self._rejoin.close()
         await self._rendezvous.close()
         await self._door.close()
         for pool in (self._disk, self._sweeps):
@@ -172,6 +177,9 @@ class Registry(Roster):
     def problems(self) -> Mapping[str, str]:
         """What degrades the node: for people, by the name of the condition."""
         return self._conditions.look()
+
+    def _come_back(self, group: StuckGroup) -> None:
+        self._rejoin.after(group)
 
     def _refresh_all(self) -> None:
         """Every live run shows what degrades its node."""

@@ -179,6 +179,11 @@ class NodeRun:
         return not self.ended.is_set()
 
     @property
+    def is_ending(self) -> bool:
+        """Whether this node's part, or the whole run, is to end or has ended."""
+        return self._end is not None or self._hub.phase in TERMINAL
+
+    @property
     def is_alone(self) -> bool:
         """Whether no other node has, or is to have, a part in the run."""
         own = self.part.node_id

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 from agentd.core.conditions import Condition
@@ -42,10 +42,13 @@ class StuckGroup:
 class StuckBook:
     """The node's unkillable processes. Used on the event loop."""
 
-    def __init__(self, conditions: Conditions, sweeps: Executor) -> None:
-        """`sweeps` runs what reads /proc."""
+    def __init__(
+        self, conditions: Conditions, sweeps: Executor, gone: Callable[[StuckGroup], object]
+    ) -> None:
+        """`sweeps` runs what reads /proc. `gone(group)` is called when nothing of it is left."""
         self._conditions = conditions
         self._sweeps = sweeps
+        self._gone = gone
         self._groups: dict[str, StuckGroup] = {}  # by token
         self._watches: set[asyncio.Task[None]] = set()
 
@@ -72,6 +75,7 @@ class StuckBook:
         facts = {"run_id": group.run_id, "incarnation": group.incarnation, "role": group.role}
         _log.warning("what SIGKILL did not end is gone at last", extra=facts)
         self._show()
+        self._gone(group)
 
     def _show(self) -> None:
         sentence = "; ".join(group.sentence for group in self._groups.values())

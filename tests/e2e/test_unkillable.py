@@ -167,9 +167,13 @@ def test_an_unkillable_worker_costs_its_own_place_and_nothing_else(tmp_path: Pat
         wait_until(lambda: is_gone(frozen), PATIENCE_S)
         wait_until(lambda: is_ready(nodes, "b"), PATIENCE_S)
         assert not node(nodes, "b").conditions
+        # Its part of the run comes back by itself.
+        again = worker(folder, "r", "b", 3)
+        assert len(nodes.workers("r")) == 2
         begin(nodes, folder, "after", names=("b",))
         assert agentctl("stop", "r", "--wait", "--nodes", nodes.targets()).returncode == 0
         assert is_gone(second)
+        assert is_gone(again)
 
 
 def test_a_stop_of_an_unkillable_worker_is_bounded_also_when_agentd_dies_meanwhile(
@@ -192,3 +196,22 @@ def test_a_stop_of_an_unkillable_worker_is_bounded_also_when_agentd_dies_meanwhi
         ice.thaw()
         wait_until(lambda: is_gone(frozen), PATIENCE_S)
         wait_until(lambda: is_ready(nodes, "a"), PATIENCE_S)
+
+
+def test_a_lost_group_on_the_hubs_node_comes_back_once_the_kernel_lets_go(tmp_path: Path, ice: Ice) -> None:
+    folder = tmp_path / "out"
+    with fleet(tmp_path, "a") as nodes:
+        begin(nodes, folder, "r", "--max-restarts", "3")
+        frozen = worker(folder, "r", "a")
+        ice.freeze(frozen)
+        os.kill(part(nodes, "r", "a").groups[0].host_pid, 9)
+        wait_until(lambda: part(nodes, "r", "a").phase is Phase.LOST, PATIENCE_S)
+        nodes["a"].kill()
+        nodes.again("a")
+        assert "UNKILLABLE" in node(nodes, "a").conditions
+        assert part(nodes, "r", "a").phase is Phase.LOST
+        ice.thaw()
+        again = worker(folder, "r", "a", 2)
+        assert is_gone(frozen)
+        assert agentctl("stop", "r", "--wait", "--nodes", nodes.targets()).returncode == 0
+        assert is_gone(again)
