@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -53,12 +53,14 @@ class Standalone:
 
 
 @contextlib.contextmanager
-def standalone(environ: Mapping[str, str] = caller.ENVIRON) -> Iterator[Standalone]:
-    """An agentd of this user on this machine for the length of the block."""
+def standalone(
+    environ: Mapping[str, str] = caller.ENVIRON, *, meanwhile: Callable[[], object] = lambda: None
+) -> Iterator[Standalone]:
+    """An agentd of this user on this machine for the length of the block. `meanwhile`: done as it starts."""
     state_dir, lock = _make_state_dir(environ)
     try:
         _remove_old(state_dir.parent)
-        with _process(state_dir, lock, environ) as (process, target):
+        with _process(state_dir, lock, environ, meanwhile) as (process, target):
             yield Standalone(target=target, pid=process.pid, state_dir=state_dir)
     finally:
         _remove_socket_dir(state_dir)
@@ -125,7 +127,7 @@ def _remove_socket_dir(state_dir: Path) -> None:
 
 @contextlib.contextmanager
 def _process(
-    state_dir: Path, lock: int, environ: Mapping[str, str]
+    state_dir: Path, lock: int, environ: Mapping[str, str], meanwhile: Callable[[], object]
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     target = f"unix:{_socket_path(state_dir)}"
     lifeline_read, lifeline_write = os.pipe()
@@ -139,6 +141,7 @@ def _process(
         os.close(lifeline_read)
         ready_write = lifeline_read = -1
         try:
+            meanwhile()
             _await_ready(ready_read, state_dir)
             yield process, target
         finally:

@@ -158,13 +158,19 @@ def _place(options: RunOptions, wish: Wish) -> Iterator[tuple[str, ...] | None]:
     if options.standalone:
         from agentctl.standalone import standalone
 
-        with standalone() as embedded:
+        with standalone(meanwhile=_load_client) as embedded:
             yield (embedded.target,)
     elif wish.targets:
         yield wish.targets
     else:
         with asking(options.nodes, can_be_standalone=True):
             yield None
+
+
+def _load_client() -> None:
+    """What takes us as long as agentd takes to start, and most machines have two processors."""
+    import agentctl.attached
+    import agentctl.show.display  # noqa: F401
 
 
 def _start(wish: Wish, options: RunOptions, targets: tuple[str, ...] | None) -> int:
