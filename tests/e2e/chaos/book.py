@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from agentd.api.types import TERMINAL, Phase, RunStatus
+from tests.e2e.chaos import invariants
 from tests.e2e.chaos.invariants import Results, Standing
 from tests.e2e.chaos.plan import Job
 
@@ -22,6 +23,10 @@ class Book:
     """What each node shows."""
     standing: dict[str, Standing] = field(default_factory=dict)
     results: Results = field(default_factory=Results)
+    abandoned: dict[str, float] = field(default_factory=dict)
+    """Since when nobody renews the lease of a run."""
+    renewed: dict[str, float] = field(default_factory=dict)
+    """When the last renewal that was answered was sent, by the time of day."""
     forgetful: set[str] = field(default_factory=set)
     """Runs whose hub died before it could write down what it had announced: it may announce it once more."""
 
@@ -59,7 +64,8 @@ class Book:
             if job is not None and run.restart_count > job.max_restarts:
                 yield f"{node} shows restart {run.restart_count} of {job.max_restarts} for {run.run_id}"
             of_hub = job is not None and job.hub == node and (run.from_hub or run.phase in TERMINAL)
-            if of_hub and run.incarnation == self.incarnations[run.run_id]:
+            if job is not None and of_hub and run.incarnation == self.incarnations[run.run_id]:
+                yield from invariants.stopped_too_soon(job, run, self.renewed.get(run.run_id))
                 yield from self._of_hub(run, now)
 
     def _of_hub(self, run: RunStatus, now: float) -> Iterator[str]:

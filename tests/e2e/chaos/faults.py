@@ -9,11 +9,16 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from agentd.api.types import DrainMode
 from tests.e2e.chaos.observe import Role, Seen, send
 from tests.e2e.chaos.plan import Fault, Kind
-from tests.e2e.chaos.world import CATCH_UP_S, STOP_S, Place, Undo, World
+from tests.e2e.chaos.world import CATCH_UP_S, STOP_S, Place, Undo, Wished, World
 
 FILLER = "filler"
+HANDOVER_S = 0.1
+"""A handover takes about so long."""
+MOST_DRAINED = 2
+_DRAINS = (Wished(DrainMode.WAIT), Wished(DrainMode.WAIT, deadline=0.5), Wished(DrainMode.MOVE))
 
 
 async def strike(world: World, fault: Fault) -> Undo | None:
@@ -67,6 +72,7 @@ async def _hand_over(world: World, fault: Fault) -> Undo | None:
     if not place.up or place.process is None:
         return None
     leaving = place.process
+    place.may_forget()
     leaving.send_signal(signal.SIGUSR2)
 
     async def begin_again() -> None:
@@ -78,6 +84,47 @@ async def _hand_over(world: World, fault: Fault) -> Undo | None:
         await _begin_again(world, place)
 
     return _ill(place, fault, begin_again)
+
+
+async def _hand_over_struck(world: World, fault: Fault) -> Undo | None:
+    undo = await _hand_over(world, fault)
+    if undo is None:
+        return None
+    within, which = math.modf(fault.pick * len(_BESIDE_HANDOVER))
+    await asyncio.sleep(within * HANDOVER_S)
+    await _BESIDE_HANDOVER[int(which)](world, fault)
+    return undo
+
+
+async def _kill_leaving(world: World, fault: Fault) -> None:
+    world.kill(world.places[fault.node])
+
+
+async def _kill_peers_agentd(world: World, fault: Fault) -> None:
+    """Both begin again at once."""
+    peer = world.places[fault.peer]
+    if not peer.up or peer.ailments:
+        return
+    peer.fall_ill(fault.number)
+    world.kill(peer)
+    world.launch(peer)
+    peer.get_well(fault.number)
+
+
+async def _drain(world: World, fault: Fault) -> Undo | None:
+    place = world.places[fault.node]
+    drained = sum(each.wished.mode is not None for each in world.places.values())
+    if place.wished.mode is not None or drained >= MOST_DRAINED:
+        return None
+    place.wish(_DRAINS[int(fault.pick * len(_DRAINS))])
+    if not place.frozen:
+        await place.tell_wish()
+
+    async def undrain() -> None:
+        place.wish(Wished())
+        await place.tell_wish()
+
+    return undrain
 
 
 async def _lose_node(world: World, fault: Fault) -> Undo | None:
@@ -182,6 +229,12 @@ async def _signalled(seen: Seen | None, signum: int, undone_by: int | None = Non
     return undo
 
 
+_BESIDE_HANDOVER: Sequence[Callable[[World, Fault], Awaitable[object]]] = (
+    _kill_worker,
+    _kill_host,
+    _kill_leaving,
+    _kill_peers_agentd,
+)
 _HOW: Mapping[Kind, Callable[[World, Fault], Awaitable[Undo | None]]] = {
     Kind.WORKER_KILL: _kill_worker,
     Kind.WORKER_FREEZE: _freeze_worker,
@@ -190,9 +243,11 @@ _HOW: Mapping[Kind, Callable[[World, Fault], Awaitable[Undo | None]]] = {
     Kind.AGENTD_KILL: _kill_agentd,
     Kind.AGENTD_FREEZE: _freeze_agentd,
     Kind.HANDOVER: _hand_over,
+    Kind.HANDOVER_STRUCK: _hand_over_struck,
     Kind.NODE_LOSS: _lose_node,
     Kind.PARTITION: _pull_cable,
     Kind.CUT: _cut,
     Kind.DISK_FULL: _fill_disk,
+    Kind.DRAIN: _drain,
 }
 assert set(_HOW) == set(Kind)

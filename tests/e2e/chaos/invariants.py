@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agentd.api.history import Event, EventKind
-from agentd.api.types import TERMINAL, Phase, RunStatus
+from agentd.api.types import TERMINAL, Drain, DrainMode, Phase, RunStatus
 from tests.e2e.chaos.observe import Acting, Look, Role, Seen, Witness
 from tests.e2e.chaos.plan import Job
 
@@ -74,6 +74,54 @@ def overdue(
             yield f"{seen} is alive {now.at - max(stale, since):.1f} s after it had to end: {why}"
 
 
+def crowded(
+    now: Look, empty_since: Mapping[str, float], well_since: Mapping[str, float | None], allowed_s: float
+) -> Iterator[str]:
+    """A node that had to leave its runs has no workers any more.
+
+    `empty_since`: by node, since when it has to; no other node has to. `well_since`: since when it could.
+    """
+    for seen in now.workers():
+        asked, well = empty_since.get(seen.node), well_since.get(seen.node)
+        if asked is not None and well is not None and now.at - max(asked, well) > allowed_s:
+            yield f"{seen} is alive {now.at - max(asked, well):.1f} s after its drained node had to leave it"
+
+
+def as_wished(node: str, wished: DrainMode | None, shown: Drain | None) -> Iterator[str]:
+    """A node is drained if and only if its operator wants it."""
+    mode = shown.mode if shown else None
+    if mode is not wished:
+        yield f"{node} is to have drain mode {wished}, and shows {mode}"
+
+
+def outlived(
+    job: Job, phase: Phase | None, now: float, abandoned: float | None, well: float | None, allowed_s: float
+) -> Iterator[str]:
+    """A run ends a lease after its caller went. `well`: since when its hub can know."""
+    if job.lease is None or abandoned is None or well is None or phase in (None, Phase.STOPPING, *TERMINAL):
+        return
+    late = now - max(abandoned, well) - job.lease
+    if late > allowed_s:
+        yield f"{job.run_id} is {phase} {late:.1f} s after its lease ended, by its hub's word"
+
+
+LEASE_ENDED = "its controller lease of"
+
+
+def stopped_too_soon(job: Job, run: RunStatus, renewed: float | None) -> Iterator[str]:
+    """A lease ends no run without one, and none within the lease after a renewal that was answered.
+
+    `renewed`: when the last of these was sent, by the clock of the run's times.
+    """
+    if run.phase is not Phase.STOPPED or not run.reason.startswith(LEASE_ENDED):
+        return
+    if job.lease is None:
+        yield f"{job.run_id} has no lease, and was stopped: {run.reason}"
+    elif renewed is not None and run.finished_at < renewed + job.lease:
+        after = run.finished_at - renewed
+        yield f"{job.run_id} was stopped {after:.2f} s after a renewal of its lease of {job.lease:.2f} s"
+
+
 def ranks(job: Job, seen: Sequence[Witness]) -> Iterator[str]:
     """In each round ranks are a permutation, and all workers were told the same."""
     rounds: dict[int, list[Witness]] = defaultdict(list)
@@ -90,10 +138,20 @@ def ranks(job: Job, seen: Sequence[Witness]) -> Iterator[str]:
             yield f"{where}: a rank was given twice: {sorted((w.rank, w.node, w.pid) for w in workers)}"
         if not all(0 <= w.rank < w.world_size for w in workers):
             yield f"{where}: ranks {sorted(given)} of {workers[0].world_size} workers"
-        for node in {w.node for w in workers}:
-            own = sorted(w.rank for w in workers if w.node == node)
+        for group in {(w.node, w.role) for w in workers}:
+            own = sorted(w.rank for w in workers if (w.node, w.role) == group)
             if own != list(range(own[0], own[0] + len(own))):
-                yield f"{where}: ranks {own} of one group on {node}"
+                yield f"{where}: ranks {own} of one group, {group[1]} on {group[0]}"
+        for role in {w.role for w in workers}:
+            yield from _ranks_of_role(f"{where}, role {role}", [w for w in workers if w.role == role])
+
+
+def _ranks_of_role(where: str, workers: Sequence[Witness]) -> Iterator[str]:
+    sizes, given = {w.role_world_size for w in workers}, sorted(w.role_rank for w in workers)
+    if len(sizes) > 1:
+        yield f"{where}: workers were told different sizes: {sorted(sizes)}"
+    if len(set(given)) != len(given) or not all(0 <= each < max(sizes) for each in given):
+        yield f"{where}: role ranks {given} of {max(sizes)}"
 
 
 def restarts(job: Job, seen: Sequence[Witness]) -> Iterator[str]:
@@ -142,7 +200,8 @@ def explained(
     size = max((w.world_size for w in seen if w.round == last), default=0)
     if phase is Phase.SUCCEEDED and (not size or done != set(range(size))):
         yield f"{job.run_id} succeeded, but of {size} ranks of round {last} only {sorted(done)} were done"
-    if phase is Phase.STOPPED and EventKind.STOP_ASKED.value not in kinds:
+    leased = job.lease is not None and any(LEASE_ENDED in event.detail for event in events)
+    if phase is Phase.STOPPED and EventKind.STOP_ASKED.value not in kinds and not leased:
         yield f"{job.run_id} is stopped ({reason}), and no history has the stop that somebody asked for"
     if phase is Phase.FAILED and not kinds & _CAUSES and not reason:
         yield f"{job.run_id} failed, and neither its history nor its reason says of what"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +45,14 @@ def spec_of(job: Job, program: Path, folder: Path) -> RunSpec:
     )
     return RunSpec(
         run_id=job.run_id,
-        roles=(RoleSpec(command=command, local_world_size=job.workers),),
+        roles=tuple(
+            RoleSpec(command=command, role=part.role, nodes=part.nodes, local_world_size=part.workers)
+            for part in job.parts
+        ),
         nodes=job.nodes,
         rendezvous=RendezvousSpec(
             min_members=job.min_members,
-            max_members=len(job.nodes),
+            max_members=job.max_members,
             join_timeout=JOIN_S,
             last_call=0.5,
             hub_timeout=JOIN_S,
@@ -58,6 +62,7 @@ def spec_of(job: Job, program: Path, folder: Path) -> RunSpec:
         ),
         max_restarts=job.max_restarts,
         stop_grace=GRACE_S,
+        controller_lease=job.lease,
         on_isolation=IsolationPolicy.STOP if job.isolated_stop else IsolationPolicy.KEEP,
     )
 
@@ -92,6 +97,8 @@ class Caller:
         if self.job.leaver:
             leaving = self._stop(self.job.work, (self.job.leaver,), StopScope.LEAVE)
             asking.append(asyncio.create_task(leaving))
+        if self.job.lease is not None:
+            asking.append(asyncio.create_task(self._renew(self.job.lease)))
         try:
             while not self.book.is_over(self.job.run_id):
                 await asyncio.sleep(PAUSE_S)
@@ -116,16 +123,35 @@ class Caller:
 
     async def _asked(self, node: str, request: RunRequest) -> RunStatus | None:
         """The node's answer, however often it takes. None: it refuses."""
-        client = self.world.places[node].client
+        place, first = self.world.places[node], True
         while not self.book.is_over(self.job.run_id):
+            refuses, wished = first and place.wish_known and place.wished.mode is not None, place.wished
+            first = False
             try:
-                return (await client.run(request)).status
+                status = (await place.client.run(request)).status
+                still = refuses and place.wish_known and place.wished is wished
+                assert not still, f"{node} is drained, and took {self.job.run_id}"
+                return status
             except AgentError as error:
                 if error.code not in TRANSIENT:
                     self.world.note(f"{self.job.run_id}: {node} says {error}")
                     return None
             await asyncio.sleep(PAUSE_S)
         return None
+
+    async def _renew(self, lease: float) -> None:
+        """Look after the run, by any of its nodes, for as long as planned."""
+        ends = time.monotonic() + self.job.renewed_for
+        picked = random.Random(f"renews {self.job.run_id}")
+        while time.monotonic() < ends:
+            node = picked.choice(self.job.nodes)
+            sent = time.time()
+            with contextlib.suppress(AgentError):
+                await self.world.places[node].client.renew_lease(self.job.run_id)
+                self.book.renewed[self.job.run_id] = sent
+            await asyncio.sleep(lease / 4)
+        self.book.abandoned[self.job.run_id] = time.monotonic()
+        self.world.note(f"{self.job.run_id}: nobody renews its lease of {lease:.2f} s any more")
 
     async def _stop(self, after: float, nodes: Sequence[str], scope: StopScope = StopScope.TERMINATE) -> None:
         """Any of these nodes takes the wish."""

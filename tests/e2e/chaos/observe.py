@@ -221,6 +221,9 @@ class Witness(NamedTuple):
     node: str
     master: str
     pid: int
+    role: str
+    role_rank: int
+    role_world_size: int
 
 
 def witnesses(file: Path) -> list[Witness]:
@@ -229,7 +232,7 @@ def witnesses(file: Path) -> list[Witness]:
         return []
     lines = (line.split() for line in file.read_text().splitlines(keepends=True) if line.endswith("\n"))
     found = []
-    for event, round_, rank, world_size, count, most, node, master, pid in lines:
+    for event, round_, rank, world_size, count, most, node, master, pid, role, own, size in lines:
         numbers = (int(round_), int(rank), int(world_size), int(count), int(most))
-        found.append(Witness(event, *numbers, node, master, int(pid)))
+        found.append(Witness(event, *numbers, node, master, int(pid), role, int(own), int(size)))
     return found

@@ -6,9 +6,10 @@ Which process a fault hits is decided by `pick` among those that are there when 
 from __future__ import annotations
 
 import enum
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class Kind(str, enum.Enum):
@@ -21,10 +22,12 @@ class Kind(str, enum.Enum):
     AGENTD_KILL = "agentd killed"
     AGENTD_FREEZE = "agentd stopped"
     HANDOVER = "agentd hands over"
+    HANDOVER_STRUCK = "agentd hands over while something else dies"
     NODE_LOSS = "node lost"
     PARTITION = "cable pulled"
     CUT = "one way cut"
     DISK_FULL = "disk full"
+    DRAIN = "node drained"
 
     def __str__(self) -> str:
         return self.value
@@ -48,14 +51,18 @@ KINDS: Mapping[Kind, Weight] = {
     Kind.AGENTD_KILL: Weight(8, 0.0, 5.0),
     Kind.AGENTD_FREEZE: Weight(8, 0.2, 4.0),
     Kind.HANDOVER: Weight(3, 0.0, 1.0),
+    Kind.HANDOVER_STRUCK: Weight(4, 0.0, 1.0),
     Kind.NODE_LOSS: Weight(3, 0.0, 5.0),
     Kind.PARTITION: Weight(7, 0.2, 5.0),
     Kind.CUT: Weight(4, 0.2, 4.0),
     Kind.DISK_FULL: Weight(4, 0.2, 4.0),
+    Kind.DRAIN: Weight(5, 0.5, 6.0),
 }
 
 
-OF_PROCESSES = frozenset({Kind.WORKER_KILL, Kind.WORKER_FREEZE, Kind.HOST_KILL, Kind.HOST_FREEZE})
+LEAVE_NODE_WELL = frozenset(
+    {Kind.WORKER_KILL, Kind.WORKER_FREEZE, Kind.HOST_KILL, Kind.HOST_FREEZE, Kind.DRAIN}
+)
 """Faults that leave the node as a whole well."""
 
 
@@ -98,6 +105,16 @@ class Manner(str, enum.Enum):
         return self.value
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A role of a run."""
+
+    role: str
+    nodes: tuple[str, ...]
+    workers: int
+    """On each node."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A run."""
@@ -105,9 +122,10 @@ class Job:
     run_id: str
     hub: str
     nodes: tuple[str, ...]
+    parts: tuple[Part, ...]
     min_members: int
-    workers: int
-    """On each node."""
+    max_members: int
+    """Fewer than all members: the others are spares."""
     work: float
     """Seconds a worker needs in one round."""
     manner: Manner
@@ -118,6 +136,14 @@ class Job:
     """Its workers stop when their node is cut off."""
     leaver: str
     """A node that leaves the run after a while; empty: none."""
+    lease: float | None = None
+    """It ends when nobody has renewed it for so many seconds."""
+    renewed_for: float = math.inf
+    """So long its caller does, and then nothing but the lease may end it."""
+
+
+ENDLESS_S = 1000.0
+"""The work of a run that its lease has to end."""
 
 
 def faults(
@@ -147,16 +173,34 @@ def jobs(seed: int, nodes: Sequence[str]) -> Iterator[Job]:
         taking_part = tuple(draw.sample(nodes, size))
         hub = taking_part[0] if draw.random() < 0.8 else draw.choice(nodes)
         manner = draw.choice(tuple(Manner))
-        yield Job(
+        parts = _parts(draw, taking_part)
+        members = sum(len(part.nodes) for part in parts)
+        fewest = draw.randint(1, members)
+        job = Job(
             run_id=f"run{number}",
             hub=hub,
             nodes=taking_part,
-            min_members=draw.randint(1, size),
-            workers=draw.randint(1, 2),
+            parts=parts,
+            min_members=fewest,
+            max_members=draw.randint(fewest, members) if draw.random() < 0.3 else members,
             work=draw.uniform(0.5, 4.0),
             manner=manner,
             max_restarts=draw.randint(0, 3) if manner is Manner.HOPELESS else draw.choice((2, 50, 50)),
             stop_after=draw.uniform(0.5, 10.0) if draw.random() < 0.3 else None,
             isolated_stop=draw.random() < 0.3,
             leaver=draw.choice(taking_part) if draw.random() < 0.2 else "",
+            lease=draw.uniform(1.5, 3.0) if draw.random() < 0.3 else None,
         )
+        abandoned = draw.random() < 0.4 and job.lease is not None
+        renewed_for = draw.uniform(0.0, 6.0)
+        yield replace(job, work=ENDLESS_S, renewed_for=renewed_for) if abandoned else job
+
+
+def _parts(draw: random.Random, nodes: tuple[str, ...]) -> tuple[Part, ...]:
+    """One role everywhere, a second beside it on some nodes, or each role on nodes of its own."""
+    shape = draw.choice(("one", "one", "beside", "apart"))
+    if shape == "one":
+        return (Part("default", nodes, draw.randint(1, 2)),)
+    some = draw.randint(1, len(nodes) - 1)
+    first = nodes if shape == "beside" else nodes[some:]
+    return (Part("trainer", first, draw.randint(1, 2)), Part("reader", nodes[:some], 1))

@@ -22,8 +22,8 @@ from tests.e2e.chaos.book import Book
 from tests.e2e.chaos.faults import strike
 from tests.e2e.chaos.load import GRACE_S, Caller
 from tests.e2e.chaos.observe import BYSTANDER, Acting, acting, witnesses
-from tests.e2e.chaos.plan import KINDS, OF_PROCESSES, Fault, Kind, faults, jobs
-from tests.e2e.chaos.world import Undo, World, world
+from tests.e2e.chaos.plan import KINDS, LEAVE_NODE_WELL, Fault, Job, Kind, faults, jobs
+from tests.e2e.chaos.world import Place, Undo, Wished, World, world
 from tests.support import leaks
 
 NODES = ("n1", "n2", "n3", "n4", "n5")
@@ -139,7 +139,7 @@ class _Storm:
         await self._calm()
 
     async def _strike(self, fault: Fault) -> None:
-        if fault.kind not in OF_PROCESSES and self._world.ill() >= MOST_ILL:
+        if fault.kind not in LEAVE_NODE_WELL and self._world.ill() >= MOST_ILL:
             return
         undo = await strike(self._world, fault)
         if undo is None:
@@ -174,6 +174,8 @@ class _Storm:
 
     async def _calm(self) -> None:
         """Nothing fails any more: every run ends by itself, everywhere."""
+        for place in self._world.places.values():
+            place.wish(Wished())
         ends = time.monotonic() + CALM_S
         while wrong := [*self._unfinished(), *invariants.nothing_left(self._world.look)]:
             if time.monotonic() > ends:
@@ -201,6 +203,11 @@ class _Storm:
             self._wrong(invariants.two_rounds(former, now))
             contact = self._contact({seen.run_id for seen in now.workers()})
             self._wrong(invariants.overdue(now, self._book.standing, contact, GRACE_S + SETTLE_S))
+            empty = {n: p.empty_since for n, p in self._world.places.items() if p.empty_since is not None}
+            well = {name: place.well_since for name, place in self._world.places.items()}
+            self._wrong(invariants.crowded(now, empty, well, GRACE_S + SETTLE_S))
+            for run_id in self._book.abandoned:
+                self._wrong(self._outlived(self._book.jobs[run_id], now.at))
             self._wrong(self._bystanders.hurt())
             now_acting = acting(now)
             self._wrong(invariants.two_acting(former_acting, now_acting))
@@ -220,8 +227,23 @@ class _Storm:
                 if well:
                     place.answered(now)
                 self._wrong(self._book.see(name, runs, now, lasting=lasting))
+                await place.tell_wish()
+                await self._ask_drain(place)
                 self._asked_at[name] = now
             await asyncio.sleep(ASK_S)
+
+    async def _ask_drain(self, place: Place) -> None:
+        """It shows what its operator wishes, whatever became of its agentd."""
+        known, wished = place.wish_known, place.wished
+        shown = (await place.client.get_node()).drain
+        if known and place.wish_known and place.wished is wished:
+            self._wrong(invariants.as_wished(place.name, wished.mode, shown))
+
+    def _outlived(self, job: Job, now: float) -> Iterator[str]:
+        book, well = self._book, self._world.places[job.hub].well_since
+        yield from invariants.outlived(
+            job, book.phase(job.run_id), now, book.abandoned[job.run_id], well, SETTLE_S
+        )
 
     def _contact(self, run_ids: Iterable[str]) -> dict[tuple[str, str], float | None]:
         """By run and node, since when the node could know of the run what its hub knows."""

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agentd.api.errors import AgentError
+from agentd.api.types import DrainMode
 from agentd_client.aio import AsyncAgentClient
 from tests.e2e.chaos.observe import Look, Observer
 from tests.support.fleet import BIN
@@ -26,6 +27,15 @@ CATCH_UP_S = 4.0
 DISK = "20m"
 RETENTION = "8MiB"
 PORT = 7460
+
+
+@dataclass(frozen=True)
+class Wished:
+    """What its operator wants of a node."""
+
+    mode: DrainMode | None = None
+    """None: that it takes runs."""
+    deadline: float | None = None
 
 
 @dataclass
@@ -52,6 +62,12 @@ class Place:
     """Its agentd was killed while that was so."""
     ailments: set[int] = field(default_factory=set)
     """Numbers of the faults that keep it from its work, or from others."""
+    wished: Wished = Wished()
+    wish_known: bool = True
+    """Its agentd has answered that wish, and cannot have forgotten it."""
+    empty_since: float | None = None
+    """It has to leave its runs from then on."""
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
     well_since: float | None = None
     fresh: Sequence[str] = ()
     """What its agentd had open when it began."""
@@ -66,6 +82,31 @@ class Place:
 
     def get_well(self, number: int) -> None:
         self.ailments.discard(number)
+
+    def may_forget(self) -> None:
+        """Its agentd ends, before what it announced is surely written."""
+        if time.monotonic() < self.disk_bad_until:
+            self.forgot, self.wish_known, self.empty_since = True, False, None
+
+    def wish(self, wished: Wished) -> None:
+        """Its operator wants something else."""
+        self.wished, self.wish_known, self.empty_since = replace(wished), False, None
+
+    async def tell_wish(self) -> None:
+        """Have its agentd do what the operator wants, if it answers."""
+        async with self.asking:
+            wished, process = self.wished, self.process
+            if self.wish_known or not self.up:
+                return
+            with contextlib.suppress(AgentError):
+                if wished.mode is None:
+                    await self.client.undrain()
+                else:
+                    await self.client.drain(mode=wished.mode, deadline=wished.deadline, reason="planned")
+                if self.wished is wished and self.process is process and self.up:
+                    self.wish_known = True
+                    if wished.mode is DrainMode.MOVE or wished.deadline is not None:
+                        self.empty_since = time.monotonic() + (wished.deadline or 0.0)
 
     def answered(self, now: float) -> None:
         """Its agentd serves; with nothing else the matter, the node is well from now on."""
@@ -146,7 +187,7 @@ class World:
     def kill(self, place: Place) -> None:
         """SIGKILL, and it is gone."""
         if place.process is not None:
-            place.forgot = place.forgot or time.monotonic() < place.disk_bad_until
+            place.may_forget()
             place.process.kill()
             place.process.wait(STOP_S)
 

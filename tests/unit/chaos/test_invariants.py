@@ -9,18 +9,19 @@ from dataclasses import replace
 import pytest
 
 from agentd.api.history import Event, EventKind
-from agentd.api.types import Phase, RunStatus
+from agentd.api.types import Drain, DrainMode, Phase, RunStatus
 from tests.e2e.chaos import invariants
 from tests.e2e.chaos.invariants import Results, Standing
 from tests.e2e.chaos.observe import Acting, Look, Role, Seen, Witness
-from tests.e2e.chaos.plan import Job, Kind, Manner, faults, jobs
+from tests.e2e.chaos.plan import Job, Kind, Manner, Part, faults, jobs
 
 JOB = Job(
     run_id="r",
     hub="a",
     nodes=("a", "b"),
+    parts=(Part("default", ("a", "b"), 2),),
     min_members=1,
-    workers=2,
+    max_members=2,
     work=1.0,
     manner=Manner.POLITE,
     max_restarts=1,
@@ -49,17 +50,26 @@ def look(*seen: Seen, at: float = 100.0) -> Look:
 
 
 def witness(
-    event: str, rank: int, *, round_: int = 1, restart: int = 0, node: str = "a", size: int = 2
+    event: str,
+    rank: int,
+    *,
+    round_: int = 1,
+    restart: int = 0,
+    node: str = "a",
+    size: int = 2,
+    role: str = "default",
+    own: int | None = None,
 ) -> Witness:
-    return Witness(event, round_, rank, size, restart, 1, node, "10.0.0.1:1", 100 * round_ + rank)
+    own = rank if own is None else own
+    return Witness(event, round_, rank, size, restart, 1, node, "m:1", 100 * round_ + rank, role, own, size)
 
 
 def status(phase: Phase, **fields: object) -> RunStatus:
     return replace(RunStatus(run_id="r", incarnation=7, phase=phase), **fields)  # type: ignore[arg-type]
 
 
-def event(kind: EventKind) -> Event:
-    return Event(id=1, time=1.0, node_id="a", kind=kind.value, run_id="r")
+def event(kind: EventKind, detail: str = "") -> Event:
+    return Event(id=1, time=1.0, node_id="a", kind=kind.value, run_id="r", detail=detail)
 
 
 def none(found: Iterable[str]) -> bool:
@@ -138,6 +148,17 @@ def test_ranks_of_a_group_are_neighbours() -> None:
     assert not none(invariants.ranks(JOB, mixed))
 
 
+def test_two_groups_of_a_node_have_ranks_of_their_own() -> None:
+    seen = [witness("began", 0, size=3), witness("began", 1, size=3, node="b")]
+    assert none(invariants.ranks(JOB, [*seen, witness("began", 2, size=3, role="reader", own=0)]))
+
+
+def test_ranks_of_a_role_are_a_permutation() -> None:
+    first = witness("began", 0, role="reader")
+    assert not none(invariants.ranks(JOB, [first, witness("began", 1, role="reader", own=0)]))
+    assert not none(invariants.ranks(JOB, [first, witness("began", 1, role="reader", own=2)]))
+
+
 def test_workers_of_a_round_are_told_the_same() -> None:
     told = [witness("began", 0), witness("began", 1, restart=1)]
     assert not none(invariants.ranks(JOB, told))
@@ -176,6 +197,7 @@ def test_what_a_journal_in_need_showed_may_change() -> None:
 
 DONE = [witness("done", 0), witness("done", 1)]
 ENDED = event(EventKind.RUN_ENDED)
+LEASE_OVER = f"{invariants.LEASE_ENDED} 2 s has ended"
 
 
 @pytest.mark.parametrize(
@@ -187,6 +209,7 @@ ENDED = event(EventKind.RUN_ENDED)
         (Phase.SUCCEEDED, "", [], DONE, True),
         (Phase.STOPPED, "", [ENDED, event(EventKind.STOP_ASKED)], [], False),
         (Phase.STOPPED, "because", [ENDED], [], True),
+        (Phase.STOPPED, "", [event(EventKind.RUN_ENDED, LEASE_OVER)], [], True),
         (Phase.FAILED, "", [ENDED, event(EventKind.WORKERS_FAILED)], [], False),
         (Phase.FAILED, "nobody came", [ENDED], [], False),
         (Phase.FAILED, "", [ENDED], [], True),
@@ -199,6 +222,58 @@ def test_an_end_is_explained_by_history_and_workers(
     phase: Phase | None, reason: str, events: list[Event], seen: list[Witness], wrong: bool
 ) -> None:
     assert none(invariants.explained(JOB, phase, reason, events, seen)) is not wrong
+
+
+LEASED = replace(JOB, lease=2.0)
+
+
+def test_a_stop_by_the_lease_is_explained_by_the_lease() -> None:
+    assert none(invariants.explained(LEASED, Phase.STOPPED, "", [event(EventKind.RUN_ENDED, LEASE_OVER)], []))
+    assert not none(invariants.explained(LEASED, Phase.STOPPED, "", [ENDED], []))
+
+
+def test_a_lease_ends_nothing_that_was_renewed_or_has_none() -> None:
+    ended = status(Phase.STOPPED, reason=LEASE_OVER, finished_at=100.0)
+    assert none(invariants.stopped_too_soon(LEASED, ended, 97.9))
+    assert not none(invariants.stopped_too_soon(LEASED, ended, 98.1))
+    assert not none(invariants.stopped_too_soon(JOB, ended, None))
+
+
+@pytest.mark.parametrize(
+    ("phase", "abandoned", "well", "wrong"),
+    [
+        (Phase.RUNNING, 90.0, 80.0, True),
+        (Phase.RUNNING, 94.0, 80.0, False),
+        (Phase.RUNNING, 80.0, 94.0, False),
+        (Phase.RUNNING, 80.0, None, False),
+        (Phase.RUNNING, None, 80.0, False),
+        (Phase.STOPPING, 80.0, 80.0, False),
+        (Phase.STOPPED, 80.0, 80.0, False),
+    ],
+)
+def test_a_run_ends_a_lease_after_it_was_abandoned(
+    phase: Phase, abandoned: float | None, well: float | None, wrong: bool
+) -> None:
+    assert none(invariants.outlived(LEASED, phase, 100.0, abandoned, well, 5.0)) is not wrong
+    assert none(invariants.outlived(JOB, phase, 100.0, abandoned, well, 5.0)), "it has no lease"
+
+
+# --- drained nodes
+
+
+@pytest.mark.parametrize(("well", "wrong"), [(None, False), (97.0, False), (94.0, True)])
+def test_a_node_that_has_to_leave_its_runs_is_empty_soon(well: float | None, wrong: bool) -> None:
+    assert none(invariants.crowded(look(worker(1)), {"a": 90.0}, {"a": well}, 5.0)) is not wrong
+    assert none(invariants.crowded(look(worker(1)), {"b": 90.0}, {"a": well, "b": well}, 5.0))
+
+
+def test_a_drain_is_neither_forgotten_nor_invented() -> None:
+    shown = Drain(mode=DrainMode.WAIT, since=1.0)
+    assert none(invariants.as_wished("a", DrainMode.WAIT, shown))
+    assert none(invariants.as_wished("a", None, None))
+    assert not none(invariants.as_wished("a", DrainMode.MOVE, shown))
+    assert not none(invariants.as_wished("a", DrainMode.WAIT, None))
+    assert not none(invariants.as_wished("a", None, shown))
 
 
 def test_a_run_that_lives_on_somewhere_is_unfinished() -> None:
@@ -274,6 +349,20 @@ def test_a_plan_is_its_seed() -> None:
 
     assert first(1) == first(1)
     assert first(1) != first(2)
+
+
+def test_a_plan_has_runs_of_every_form() -> None:
+    coming = jobs(1, "abcde")
+    found = [next(coming) for _ in range(200)]
+    assert {len(job.parts) for job in found} == {1, 2}
+    for job in found:
+        members = sum(len(part.nodes) for part in job.parts)
+        assert {node for part in job.parts for node in part.nodes} == set(job.nodes)
+        assert 1 <= job.min_members <= job.max_members <= members
+    assert any(job.max_members < sum(len(part.nodes) for part in job.parts) for job in found)
+    assert any(job.lease and job.renewed_for < 10 for job in found)
+    assert any(job.lease and job.renewed_for > 1000 for job in found)
+    assert all(job.work < 10 or job.renewed_for < 10 for job in found), "all of them end"
 
 
 def test_a_plan_has_every_kind_of_fault_and_they_overlap() -> None:
