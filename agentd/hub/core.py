@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from agentd.api.types import Phase
+from agentd.core.specs import Member
 from agentd.hub import lease, reports, rounds, sessions
 from agentd.hub.plan import RunPlan
 from agentd.hub.ranks import assign
@@ -54,6 +55,7 @@ def begin(plan: RunPlan, now: float, record: HubRecord | None = None) -> RunStat
         first=TimedFailure(record.first_failure, now) if record.first_failure else None,
         outcome=record.outcome,
         reason=record.reason,
+        left=frozenset(Member(*names) for names in record.left),
         order=tuple(MemberKey(*names) for names in record.order) or _members(record),
         join_deadline=now + plan.join_timeout,
         renewal=renewal,

@@ -14,7 +14,6 @@ from agentd.api.targets import parse_target
 from agentd.core.ranks import deal_ranks
 from agentd.core.specs import Member
 from agentd.hub.messages import Assignment
-from agentd.hub.plan import RunPlan
 from agentd.hub.state import MemberKey, Offer, Place, RunState
 
 LOOPBACK = "127.0.0.1"
@@ -80,10 +79,15 @@ def master_host(address: str) -> str:
     return target.host
 
 
-def missing(plan: RunPlan, nodes: Mapping[str, str], present: Sequence[MemberKey]) -> list[str]:
-    """Names of listed members that are not among `present`; `nodes` gives each node id its name."""
-    there = _as_listed(nodes, present)
-    return [plan.member_name(member.node, member.role) for member in plan.expected if member not in there]
+def awaited(state: RunState) -> list[Member]:
+    """Listed members that have not left."""
+    return [member for member in state.plan.expected if member not in state.left]
+
+
+def missing(state: RunState, present: Iterable[MemberKey]) -> list[str]:
+    """Names of those who are awaited and not among `present`."""
+    there = {as_listed(state, key) for key in present}
+    return [state.plan.member_name(*member) for member in awaited(state) if member not in there]
 
 
 def enough_may_come(state: RunState) -> bool:
@@ -92,19 +96,19 @@ def enough_may_come(state: RunState) -> bool:
     if not plan.expected:
         # Whoever likes may come, unless the run is one of a single node.
         return plan.max_members > len(plan.roles)
-    names = {node_id: node.name for node_id, node in state.nodes.items()}
-    may_come = plan.expected.keys() - _as_listed(names, state.out)
-    return len(may_come | _as_listed(names, state.waiting)) >= plan.min_members
+    may_come = plan.expected.keys() - {as_listed(state, key) for key in state.out}
+    return len(may_come | {as_listed(state, key) for key in state.waiting}) >= plan.min_members
 
 
-def _as_listed(nodes: Mapping[str, str], keys: Iterable[MemberKey]) -> set[Member]:
-    """Members by the names that a node list has for their nodes."""
-    return {Member(nodes.get(key.node_id, key.node_id), key.role) for key in keys}
+def as_listed(state: RunState, key: MemberKey) -> Member:
+    """A member by the name that a node list has for its node."""
+    node = state.nodes.get(key.node_id)
+    return Member(node.name if node else key.node_id, key.role)
 
 
 def _list_place(state: RunState, key: MemberKey) -> int:
     expected = state.plan.expected
-    return expected.get(Member(state.nodes[key.node_id].name, key.role), len(expected))
+    return expected.get(as_listed(state, key), len(expected))
 
 
 def _is_unspecified(host: str) -> bool:

@@ -15,7 +15,7 @@ from agentd.hub.messages import (
     MemberWaiting,
     RoundGone,
 )
-from agentd.hub.ranks import enough_may_come, ready
+from agentd.hub.ranks import as_listed, enough_may_come, ready
 from agentd.hub.rounds import (
     finish,
     hear_of,
@@ -178,7 +178,11 @@ def _offer(turn: Turn, key: MemberKey, offer: Offer) -> None:
     state = turn.state
     if state.beat not in (Beat.FORMING, Beat.STOPPING, Beat.RUNNING):
         return
-    turn.change(waiting=with_(state.waiting, key, offer), out=without(state.out, [key]))
+    turn.change(
+        waiting=with_(state.waiting, key, offer),
+        out=without(state.out, [key]),
+        left=state.left - {as_listed(state, key)},
+    )
     if state.beat is not Beat.RUNNING:
         return
     if room_for_one_more(state) and key in ready(turn.state):
@@ -216,6 +220,7 @@ def _leaving(turn: Turn, key: MemberKey, message: MemberLeaving) -> None:
     if state.beat is Beat.ENDING:
         return
     turn.change(leaving=state.leaving | {key})
+    news = _no_longer_awaited(turn, key)
     if key in state.live:
         reason = f"{turn.label(key)} leaves" + (f": {message.reason}" if message.reason else "")
         membership_changed(turn, reason)
@@ -223,6 +228,18 @@ def _leaving(turn: Turn, key: MemberKey, message: MemberLeaving) -> None:
         turn.forget([key])
     if message.failed:
         _given_up(turn, key, message.reason)
+    if news and turn.state.beat in (Beat.FORMING, Beat.RUNNING):
+        # While a round is being stopped what is written next says it too.
+        turn.journal()
+
+
+def _no_longer_awaited(turn: Turn, key: MemberKey) -> bool:
+    """A listed member has left; tells whether that is news."""
+    state, member = turn.state, as_listed(turn.state, key)
+    if member not in state.plan.expected or member in state.left:
+        return False
+    turn.change(left=state.left | {member})
+    return True
 
 
 def _given_up(turn: Turn, key: MemberKey, reason: str) -> None:

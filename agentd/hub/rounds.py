@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from agentd.api.types import Failure, Phase
-from agentd.core.specs import Member
 from agentd.hub import sentences
 from agentd.hub.messages import AgedFailure, MemberFailed, MemberWaiting, RunFinished, StopRound
-from agentd.hub.ranks import assign, ready, seat
+from agentd.hub.ranks import as_listed, assign, awaited, ready, seat
 from agentd.hub.state import Beat, Ended, MemberKey, Place, RunState, TimedFailure
 from agentd.hub.turn import Turn, node_ids, without
 
@@ -180,13 +179,12 @@ def _form_if_ripe(turn: Turn) -> None:
 def _all_there(state: RunState) -> bool:
     """Nobody else is worth waiting for."""
     plan, able = state.plan, ready(state)
-    count = len(able)
-    if count >= plan.max_members:
+    if len(able) >= plan.max_members:
         return True
-    if not plan.expected or count < len(plan.expected):
+    if not plan.expected or len(able) < len(plan.expected) - len(state.left):
         return False
-    there = {Member(state.nodes[key.node_id].name, key.role) for key in able}
-    return plan.expected.keys() <= there
+    there = {as_listed(state, key) for key in able}
+    return all(member in there for member in awaited(state))
 
 
 def _form(turn: Turn) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from agentd.api.signals import signal_name
 from agentd.api.types import Failure
 from agentd.core.moments import utc
-from agentd.hub.ranks import missing
-from agentd.hub.state import MemberKey, RunState
+from agentd.hub.ranks import as_listed, missing
+from agentd.hub.state import RunState
 
 SHOWN = 16
 """Names in one sentence."""
@@ -33,24 +33,23 @@ def joined(state: RunState) -> str:
         text = f"{count} of {plan.min_members} members joined"
     else:
         text = f"{there}, {plan.min_members} to {plan.max_members} make a round"
-    absent = missing(plan, _names(state), list(state.waiting))
-    return f"{text}; missing: {names(absent)}" if absent else text
+    return "".join([text, *(f"; {clause}" for clause in _not_there(state))])
 
 
 def join_timeout(state: RunState) -> str:
     """Why a run that never had enough members failed."""
     plan = state.plan
-    there = [plan.member_name(_names(state).get(key.node_id, key.node_id), key.role) for key in state.waiting]
-    absent = missing(plan, _names(state), list(state.waiting))
+    there = [plan.member_name(*as_listed(state, key)) for key in state.waiting]
     if plan.expected:
         expected = names([plan.member_name(*member) for member in plan.expected])
+        absent = _not_there(state)
     else:
         expected = "any"
-        absent = [f"{plan.min_members - len(there)} more"]
+        absent = [f"missing: {plan.min_members - len(there)} more"]
+    clauses = "; ".join([f"Expected: {expected}", f"joined: {names(there)}", *absent])
     return (
         f"only {len(there)} of at least {plan.min_members} members joined within {plan.join_timeout:g} s. "
-        f"Expected: {expected}; joined: {names(there)}; missing: {names(absent)}. "
-        "See that agentd runs on the missing nodes and can reach the hub, then run again."
+        f"{clauses}. See that agentd runs on the missing nodes and can reach the hub, then run again."
     )
 
 
@@ -96,6 +95,9 @@ def members(labels: Iterable[str]) -> str:
     return f"{'member' if len(found) == 1 else 'members'} {names(found)}"
 
 
-def _names(state: RunState) -> dict[str, str]:
-    keys: Iterable[MemberKey] = state.waiting
-    return {key.node_id: state.nodes[key.node_id].name for key in keys}
+def _not_there(state: RunState) -> list[str]:
+    """Who does not wait for the round, those who left apart from those who are awaited."""
+    listed = state.plan.expected
+    gone = [state.plan.member_name(*member) for member in listed if member in state.left]
+    clauses = (("missing", missing(state, state.waiting)), ("left", gone))
+    return [f"{what}: {names(found)}" for what, found in clauses if found]

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from agentd.api.types import Failure, Phase
+from agentd.core.specs import Member
 from agentd.hub.messages import Assignment, HubMessage, MemberMessage, SessionHello
 from agentd.hub.plan import RunPlan
 from agentd.quickdata import dataclass
@@ -138,6 +139,8 @@ class HubRecord:
     """For the workers of a run that is over. None: the run's own."""
     stopping: bool = False
     """The round was being stopped, so its members may know that it is over."""
+    left: tuple[tuple[str, str], ...] = ()
+    """Listed members that left, node name and role."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +175,8 @@ class RunState:
     """Want no place in the next round, until they offer themselves again."""
     out: Mapping[MemberKey, str] = field(default_factory=_nothing)
     """Left out, with the reason, until they offer themselves again."""
+    left: frozenset[Member] = frozenset()
+    """Listed members that have left and are awaited no more, until they offer themselves again."""
     order: tuple[MemberKey, ...] = ()
     """The newest round's members by group rank."""
 

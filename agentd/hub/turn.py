@@ -70,6 +70,7 @@ class Turn:
                     order=tuple((key.node_id, key.role) for key in state.order),
                     end_grace=state.end_grace,
                     stopping=state.beat is not Beat.RUNNING,
+                    left=tuple(sorted(state.left)),
                 )
             )
         )

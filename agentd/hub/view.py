@@ -80,19 +80,10 @@ def compact(status: RunStatus) -> RunStatus:
 
 
 def _missing(state: RunState) -> tuple[str, ...]:
-    """Who is awaited: nobody while a round has all it may have, and no node that was taken out."""
+    """Who is awaited: nobody while a round has all it may have, and no member that left."""
     if state.beat is Beat.RUNNING and len(state.live) + len(state.done) >= state.plan.max_members:
         return ()
-    present = [*state.waiting, *state.live, *state.done, *state.owing]
-    names = {node_id: node.name for node_id, node in state.nodes.items()}
-    plan = state.plan
-    taken_out = {
-        plan.member_name(absent.name, role)
-        for absent in state.absent.values()
-        if not absent.lost
-        for role in plan.roles
-    }
-    return tuple(name for name in missing(plan, names, present) if name not in taken_out)
+    return tuple(missing(state, [*state.waiting, *state.live, *state.done, *state.owing]))
 
 
 def _nodes(state: RunState, wall_ahead: float) -> tuple[NodeStatus, ...]:

@@ -96,6 +96,58 @@ def test_member_that_was_taken_out_is_not_missing_and_a_lost_one_is() -> None:
     assert list(rig.status.missing) == ["c"]
 
 
+def test_member_that_left_is_not_missing_while_its_node_stays_as_the_hub() -> None:
+    rig = Rig(make_spec(["a", "b"], fewest=1, most=2))
+    rig.join("a", "b")
+    rig.leave("a")
+    rig.gone("a", "b")
+    assert rig.status.missing == ()
+    rig.hello("a")
+    assert rig.status.missing == ()
+    rig.join("a")
+    rig.silence("a")
+    rig.gone("b")
+    assert rig.status.missing == ("a",)
+
+
+def test_hub_that_began_again_knows_who_left() -> None:
+    spec = make_spec(["a", "b"], fewest=1, most=2)
+    rig = Rig(spec)
+    rig.join("a", "b")
+    rig.leave("a")
+    rig.gone("a", "b")
+    again = Rig(spec, record=rig.records[-1])
+    again.hello("b", member(MemberCondition.RUNNING, 2))
+    assert again.status.phase is Phase.RUNNING
+    assert again.status.missing == ()
+
+
+def test_last_call_does_not_wait_for_who_left_before_the_hub_began_again() -> None:
+    spec = make_spec(["a", "b"], fewest=1, most=2)
+    rig = Rig(spec)
+    rig.join("a", "b")
+    rig.leave("a")
+    again = Rig(spec, record=rig.records[-1])
+    again.hello("a")
+    again.wait(6.0)
+    again.join("b")
+    assert sorted(again.placed()) == ["b"]
+
+
+def test_a_round_below_its_fewest_says_who_left_and_keeps_it_over_the_hubs_death() -> None:
+    spec = make_spec(["a", "b", "c"])
+    rig = Rig(spec)
+    rig.join("a", "b")
+    rig.leave("b")
+    assert rig.status.reason == "1 of 3 members joined; missing: c; left: b"
+    again = Rig(spec, record=rig.records[-1])
+    assert again.status.missing == ("a", "c")
+    again.join("b")
+    assert again.status.missing == ("a", "c")
+    again.silence("b")
+    assert again.status.missing == ("a", "b", "c")
+
+
 def test_nobody_is_missing_while_others_fill_the_round() -> None:
     rig = Rig(make_spec(["a", "b"], fewest=2, most=2))
     rig.join("a", "b")
