@@ -1,6 +1,6 @@
 """`python -m agentd`."""
 
-from agentd.cli import main
+from agentd.start import main
 
 if __name__ == "__main__":
     main()

@@ -14,6 +14,8 @@ import os
 import signal
 from collections.abc import Iterator
 
+from agentd.daemon import early
+
 log = logging.getLogger("agentd.daemon")
 
 _LEAVING = (signal.SIGTERM, signal.SIGINT)
@@ -37,6 +39,8 @@ class Wishes:
             loop.add_signal_handler(signum, self._on_signal, signum)
         loop.add_signal_handler(signal.SIGUSR2, self._on_handover)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        if early.was_asked(signal.SIGUSR2):
+            self._on_handover()
         if lifeline_fd is not None:
             os.set_blocking(lifeline_fd, False)
             loop.add_reader(lifeline_fd, self._on_lifeline, lifeline_fd)

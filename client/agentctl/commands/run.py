@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -158,13 +159,23 @@ def _place(options: RunOptions, wish: Wish) -> Iterator[tuple[str, ...] | None]:
     if options.standalone:
         from agentctl.standalone import standalone
 
-        with standalone(meanwhile=_load_client) as embedded:
+        with _surviving_hangup(), standalone(meanwhile=_load_client) as embedded:
             yield (embedded.target,)
     elif wish.targets:
         yield wish.targets
     else:
         with asking(options.nodes, can_be_standalone=True):
             yield None
+
+
+@contextlib.contextmanager
+def _surviving_hangup() -> Iterator[None]:
+    """A run that would end with us does not end with our terminal, also before we stay with it."""
+    former = signal.signal(signal.SIGHUP, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, former)
 
 
 def _load_client() -> None:

@@ -139,6 +139,20 @@ def test_kill_9_of_agentctl_leaves_nothing(tmp_path: Path, own_state: Path) -> N
     wait_until(lambda: not agentd_pids(own_state), 30)
 
 
+def test_a_terminal_that_is_lost_while_agentd_starts_does_not_end_the_run(
+    tmp_path: Path, own_state: Path
+) -> None:
+    run = start(program(tmp_path, SLEEPER), str(tmp_path))
+    wait_until(lambda: agentd_pids(own_state), TIMEOUT_S)
+    run.send_signal(signal.SIGHUP)
+    wait_until(lambda: len(pids(tmp_path)) == 2, TIMEOUT_S)
+    assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    assert run.wait(TIMEOUT_S) == 128 + signal.SIGINT
+    run.communicate()
+    assert all(map(is_gone, pids(tmp_path)))
+
+
 def test_a_lost_terminal_does_not_end_the_run(tmp_path: Path) -> None:
     script = program(
         tmp_path,

@@ -158,6 +158,32 @@ def test_a_handover_ends_streams_with_a_last_message_and_leaves_host_and_workers
 
 
 @pytest.mark.parametrize("signum", [signal.SIGUSR2, signal.SIGHUP])
+def test_a_wish_that_comes_before_agentd_can_listen_is_not_its_end(
+    folder: Path, signum: signal.Signals
+) -> None:
+    # It waits here for its settings, in its first moments.
+    settings = folder / "settings.toml"
+    os.mkfifo(settings)
+    flags = ("--listen", "127.0.0.1:0", "--config", str(settings))
+    with ending(Daemon(folder / "n", flags)) as daemon:
+        with settings.open("w"):
+            daemon.signal(signum)
+            wait_until(lambda: not pending(daemon.process.pid, signum))
+        if signum is signal.SIGUSR2:
+            assert daemon.ended() == 0
+            assert "handing over" in daemon.said()
+        else:
+            daemon.serving()
+
+
+def pending(pid: int, signum: int) -> bool:
+    """Whether the kernel has yet to deliver the signal."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    masks = [line.split()[1] for line in status if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(int(mask, 16) >> (signum - 1) & 1 for mask in masks)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGUSR2, signal.SIGHUP])
 def test_a_handover_that_is_asked_for_to_the_last_moment_still_ends_well(
     folder: Path, signum: signal.Signals
 ) -> None:
