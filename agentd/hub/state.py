@@ -10,7 +10,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import field
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from agentd.api.types import Failure, Phase
 from agentd.core.specs import Member
@@ -143,7 +143,8 @@ class HubRecord:
     """Listed members that left, node name and role."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Without slots, so that `but` can copy it as a whole: it is copied several times for each event.
+@dataclass(frozen=True, kw_only=True)
 class RunState:
     """Everything the hub knows of a run."""
 
@@ -200,6 +201,13 @@ class RunState:
 
     outcome: Phase | None = None
     end_grace: float | None = None
+
+    def but(self, **fields: Any) -> RunState:
+        """This state with other values of some fields, as `dataclasses.replace` at a tenth of its price."""
+        assert fields.keys() <= self.__dict__.keys(), f"a run has no such state: {', '.join(fields)}"
+        changed = object.__new__(RunState)
+        changed.__dict__.update(self.__dict__, **fields)
+        return changed
 
 
 @dataclass(frozen=True, slots=True)

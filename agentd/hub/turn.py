@@ -35,7 +35,7 @@ class Turn:
 
     def change(self, **fields: Any) -> None:
         """Go on with another state."""
-        self.state = replace(self.state, **fields)
+        self.state = self.state.but(**fields)
 
     def emit(self, effect: Effect) -> None:
         """Add an effect behind those there are."""
