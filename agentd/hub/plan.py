@@ -11,6 +11,10 @@ from agentd.core.specs import Member, expected_members, member_bounds
 from agentd.hub.messages import SessionWelcome
 from agentd.quickdata import dataclass
 
+BEATS = 500
+"""Heartbeats a hub hears of one run in a second, if nobody says how often its nodes beat: more of them would take
+a core for themselves."""
+
 LISTED_LIMIT = 64
 """Nodes of a run that a welcome lists: each of N nodes would get the names of N nodes."""
 RETURN_TIME = 3.0
@@ -82,7 +86,8 @@ def make_plan(
     rendezvous = spec.rendezvous
     expected = expected_members(spec)
     fewest, most = member_bounds(spec)
-    heartbeat, lease = _or(rendezvous.heartbeat, defaults.HEARTBEAT), _or(rendezvous.lease, defaults.LEASE)
+    lease = _or(rendezvous.lease, defaults.LEASE)
+    heartbeat = _or(rendezvous.heartbeat, max(defaults.HEARTBEAT, min(fewest / BEATS, lease / 2)))
     return RunPlan(
         spec=spec,
         incarnation=incarnation,
