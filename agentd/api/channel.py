@@ -10,6 +10,9 @@ MESSAGE_LIMIT: Final = 4 * 1024 * 1024
 CHUNK_LIMIT: Final = 256 * 1024
 """Bytes of one piece of a log."""
 
+PENDING_LIMIT: Final = 10_000
+"""Calls that a server has heard of and not looked at."""
+
 _KEEPALIVE_MS: Final = 10_000
 
 Options = tuple[tuple[str, int | str], ...]
@@ -35,6 +38,10 @@ CLIENT_OPTIONS: Final[Options] = (
 SERVER_OPTIONS: Final[Options] = (
     # Two daemons on one port would share its calls silently.
     ("grpc.so_reuseport", 0),
+    # By default calls beyond the first thousand that wait to be looked at are cancelled by chance: a hub that the
+    # nodes of a large run dial at once would turn them away, and they would come again.
+    ("grpc.server.max_pending_requests", PENDING_LIMIT),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_LIMIT),
     # The default policy kills a client that pings every 10 s after 30 s.
     ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
     ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
