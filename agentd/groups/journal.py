@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from agentd.api.errors import JournalUnavailable
@@ -276,7 +276,8 @@ def _introduce(db: sqlite3.Connection, state_dir: Path, given: int) -> tuple[str
 
 def _as_json(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        # What is within comes here by itself; `asdict` would copy all of it first.
+        return {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} cannot be journalled")
