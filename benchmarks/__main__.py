@@ -6,13 +6,34 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final, NamedTuple
 
 from rich.console import Console
 
-from benchmarks import cases, torchrun
+from benchmarks import cases, scale, torchrun
 from benchmarks.detection import detection
-from benchmarks.figures import show, write
+from benchmarks.figures import Figure, show, write
+
+
+class Wish(NamedTuple):
+    """What a group of figures is told."""
+
+    root: Path
+    rounds: int
+    full: bool
+
+
+GROUPS: Final[Mapping[str, Callable[[Wish], list[Figure]]]] = {
+    "launch": lambda wish: cases.launch(wish.root, wish.rounds),
+    "restart": lambda wish: [cases.restart(wish.root, nodes, wish.rounds) for nodes in (1, 2)],
+    "memory": lambda wish: cases.memory(wish.root),
+    "imports": lambda wish: [cases.imports(wish.rounds)],
+    "status": lambda wish: [cases.status(wish.root, calls=500)],
+    "detection": lambda wish: detection(wish.root, wish.rounds),
+    "rendezvous": lambda wish: scale.rendezvous(wish.root, scale.sizes(wish.full), wish.rounds),
+}
 
 
 def main() -> None:
@@ -24,26 +45,22 @@ def main() -> None:
     parser.add_argument(
         "--json", type=Path, default=Path("build/benchmarks.json"), help="default: %(default)s"
     )
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="default: all")
+    parser.add_argument("--full", action="store_true", help="also what takes minutes: 4,000 agents")
     options = parser.parse_args()
     console = Console(stderr=True)
     if not torchrun.available():
         console.print("torchrun is not installed: its column stays empty (`make test-deps` installs it)")
+    figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="ab-") as name:
-        root = Path(name)
         # Standalone runs keep state with the user's, torchrun below /tmp: here both go with the rest.
-        os.environ["XDG_STATE_HOME"] = str(root / "state")
+        os.environ["XDG_STATE_HOME"] = str(Path(name, "state"))
         os.environ["TMPDIR"] = name
-        console.print("launch ...")
-        figures = cases.launch(root, options.rounds)
-        for nodes in (1, 2):
-            console.print(f"restart on {nodes} node(s) ...")
-            figures.append(cases.restart(root, nodes, options.rounds))
-        console.print("memory, import, status ...")
-        figures += cases.memory(root)
-        figures.append(cases.imports(options.rounds))
-        figures.append(cases.status(root, calls=500))
-        console.print("faults until they are noticed ...")
-        figures += detection(root / "detection", options.rounds)
+        for group in options.only:
+            console.print(f"{group} ...")
+            root = Path(name, group)
+            root.mkdir()
+            figures += GROUPS[group](Wish(root, options.rounds, options.full))
     show(figures, Console(width=None if sys.stdout.isatty() else 150))
     write(figures, options.json)
     console.print(f"samples: {options.json}")

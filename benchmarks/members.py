@@ -1,0 +1,222 @@
+"""`python -m benchmarks.members HUB HUB_PID RUN INCARNATION COUNT`: members whose workers are only numbers.
+
+Each speaks the real protocol on a connection of its own, with as little around it as can be: what is measured
+is their hub. They join, fail once, succeed; on standard output what each step took, as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
+
+import grpc.aio
+import psutil
+
+from agentd.api.channel import CLIENT_OPTIONS
+from agentd.v1 import rendezvous_service_pb2 as pb
+from agentd.v1 import run_pb2
+from agentd.v1.rendezvous_service_pb2_grpc import RendezvousServiceStub
+
+ROLE: Final = "default"
+PATIENCE_S: Final = 240.0
+SETTLE_S: Final = 1.5
+"""Until what members are told besides, such as views, has been said."""
+MOST_DIALS: Final = 8
+OWN_CONNECTION: Final = (*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+"""Channels of one process to one address share a connection otherwise; nodes do not."""
+
+
+def name_of(number: int) -> str:
+    """The node list's name of a member."""
+    return f"n{number:04}"
+
+
+class Crowd:
+    """What all members of the run wait for together."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._here: dict[str, int] = {}
+        self._reached: dict[str, asyncio.Event] = {}
+        self.problem: BaseException | None = None
+        self.redialled = 0
+
+    def note(self, what: str) -> None:
+        """One more member is that far."""
+        self._here[what] = self._here.get(what, 0) + 1
+        if self._here[what] == self._count:
+            self._event(what).set()
+
+    def ended(self, member: asyncio.Task[None]) -> None:
+        """A member's session is over; if it broke, the figure is none."""
+        if not member.cancelled() and member.exception() is not None:
+            self.problem = self.problem or member.exception()
+            for event in self._reached.values():
+                event.set()
+
+    async def all_are(self, what: str) -> None:
+        """Return when every member is that far; raise if one never will be."""
+        await asyncio.wait_for(self._event(what).wait(), PATIENCE_S)
+        if self.problem is not None:
+            raise self.problem
+
+    def _event(self, what: str) -> asyncio.Event:
+        return self._reached.setdefault(what, asyncio.Event())
+
+
+class Member:
+    """A node with one worker group. Its workers start and end at once."""
+
+    def __init__(self, number: int, hub: str, run_id: str, incarnation: int, crowd: Crowd) -> None:
+        self._hub = hub
+        self._crowd = crowd
+        self._port = 20_000 + number
+        self._round = 0
+        self._beats = 0
+        self._finished = False
+        self._speaking = asyncio.Lock()
+        self._call: Any = None
+        self._hello = pb.SessionHello(
+            run_id=run_id,
+            incarnation=incarnation,
+            node_id=name_of(number),
+            agent_uid=f"uid-{number}",
+            session_epoch=1,
+            address=f"127.0.0.1:{self._port}",
+            node_name=name_of(number),
+        )
+
+    async def live(self) -> None:
+        """From the first dial to the end of the run. A hub that is too busy to answer is dialled again."""
+        while not self._finished:
+            try:
+                await self._one_stream()
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or self._hello.session_epoch > MOST_DIALS:
+                    raise
+                self._crowd.redialled += 1
+                self._hello.session_epoch += 1
+                await asyncio.sleep(random.uniform(0.05, 0.1) * 2**self._hello.session_epoch)
+
+    async def _one_stream(self) -> None:
+        async with grpc.aio.insecure_channel(self._hub, options=OWN_CONNECTION) as channel:
+            # The generated stubs are typed for synchronous channels.
+            stub: Any = RendezvousServiceStub(cast("grpc.Channel", channel))
+            self._call = stub.Join()
+            beating: asyncio.Task[None] | None = None
+            try:
+                await self._say(hello=self._hello)
+                while (word := await self._call.read()) is not grpc.aio.EOF:
+                    if word.HasField("welcome"):
+                        await self._say(
+                            ready=pb.MemberReady(role=ROLE, local_world_size=8, master_port=self._port)
+                        )
+                        interval = word.welcome.heartbeat.ToNanoseconds() / 1e9
+                        beating = asyncio.ensure_future(self._beat(interval))
+                    elif word.HasField("finished"):
+                        # The stream ends: a beat that crosses the end would break it.
+                        self._finished = True
+                        self._crowd.note("finished")
+                        return
+                    else:
+                        await self._hear(word)
+            finally:
+                if beating is not None:
+                    beating.cancel()
+
+    async def fail(self) -> None:
+        """A worker of the round fails."""
+        failure = pb.AgedFailure(failure=run_pb2.Failure(pid=1, exit_code=1))
+        await self._say(failed=pb.MemberFailed(role=ROLE, round=self._round, failures=[failure]))
+
+    async def succeed(self) -> None:
+        """All workers of the round end well."""
+        await self._say(done=pb.MemberDone(role=ROLE, round=self._round))
+
+    async def _hear(self, word: pb.JoinResponse) -> None:
+        match word.WhichOneof("message"):
+            case "assignment":
+                self._round = word.assignment.round
+                self._crowd.note(f"in round {self._round}")
+            case "stop_round":
+                self._crowd.note(f"told to stop {self._round}")
+                gone = pb.RoundGone(role=ROLE, round=self._round, master_port=self._port)
+                await self._say(gone=gone)
+
+    async def _beat(self, interval: float) -> None:
+        while True:
+            await asyncio.sleep(interval)
+            self._beats += 1
+            await self._say(heartbeat=pb.SessionHeartbeat(sequence=self._beats))
+
+    async def _say(self, **message: Any) -> None:
+        async with self._speaking:
+            await self._call.write(pb.JoinRequest(**message))
+
+
+class Steps:
+    """Seconds of each step, and the processor time it cost the hub and the members."""
+
+    def __init__(self, hub_pid: int) -> None:
+        self._processes = {"hub": psutil.Process(hub_pid), "members": psutil.Process(os.getpid())}
+        self.took: dict[str, float] = {}
+
+    async def take(
+        self, name: str, act: Callable[[], Awaitable[object]], *goals: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Time one step: each of its goals from its beginning."""
+        before, began = self._used(), time.perf_counter()
+        await act()
+        for number, goal in enumerate(goals):
+            await goal()
+            self.took[f"{name}{number or ''}"] = time.perf_counter() - began
+        for who, used in self._used().items():
+            self.took[f"{name}_{who}_cpu"] = used - before[who]
+        await asyncio.sleep(SETTLE_S)
+        self.took["hub_resident"] = self._processes["hub"].memory_info().rss
+
+    def _used(self) -> dict[str, float]:
+        times = {who: process.cpu_times() for who, process in self._processes.items()}
+        return {who: each.user + each.system for who, each in times.items()}
+
+
+async def measure(hub: str, hub_pid: int, run_id: str, incarnation: int, count: int) -> dict[str, float]:
+    """All steps of a run of so many members."""
+    crowd = Crowd(count)
+    members = [Member(number, hub, run_id, incarnation, crowd) for number in range(count)]
+    steps = Steps(hub_pid)
+    living: list[asyncio.Task[None]] = []
+
+    async def dial() -> None:
+        for member in members:
+            living.append(asyncio.ensure_future(member.live()))
+            living[-1].add_done_callback(crowd.ended)
+
+    def until(what: str) -> Callable[[], Awaitable[None]]:
+        return lambda: crowd.all_are(what)
+
+    await steps.take("join", dial, until("in round 1"))
+    await steps.take("again", members[-1].fail, until("told to stop 1"), until("in round 2"))
+    everybody = (member.succeed() for member in members)
+    await steps.take("end", lambda: asyncio.gather(*everybody), until("finished"))
+    await asyncio.wait_for(asyncio.gather(*living), PATIENCE_S)
+    return {**steps.took, "redialled": crowd.redialled}
+
+
+def main() -> None:
+    """Measure, and print what came out."""
+    hub, hub_pid, run_id, incarnation, count = sys.argv[1:]
+    # Rings of a short life are no matter of the figure.
+    gc.disable()
+    print(json.dumps(asyncio.run(measure(hub, int(hub_pid), run_id, int(incarnation), int(count)))))
+
+
+if __name__ == "__main__":
+    main()
