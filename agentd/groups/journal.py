@@ -33,6 +33,8 @@ from agentd.procs.identity import boot_id
 from agentd.quickdata import dataclass
 
 PATIENCE = 1.0
+LINGER_S = 0.02
+"""How long records may wait that nobody waits for."""
 BEHIND = Condition.JOURNAL_BEHIND.value
 DAMAGED = Condition.JOURNAL_DAMAGED.value
 _MANY = 11
@@ -58,6 +60,7 @@ class Journal:
         self._queue = WriteQueue()
         self._thread: threading.Thread | None = None
         self._behind = False
+        self._hurry: asyncio.TimerHandle | None = None
         self._introduced = False
         """Whether the file knows of this start."""
         self.agent_uid = ""
@@ -115,8 +118,15 @@ class Journal:
         return False
 
     def post(self, *records: Record) -> None:
-        """Write the records when there is time."""
+        """Write the records when there is time, together with others that come meanwhile."""
         self._queue.put(records, None)
+        if self._hurry is None:
+            # What somebody waits for goes first: a write of its own would be in the way of that.
+            self._hurry = asyncio.get_running_loop().call_later(LINGER_S, self._hurry_now)
+
+    def _hurry_now(self) -> None:
+        self._hurry = None
+        self._queue.hurry()
 
     async def require(self, *records: Record) -> None:
         """Write the records, or raise `JournalUnavailable`; the caller then takes them back."""

@@ -5,10 +5,9 @@ A group is taken over whole, with its host and its workers, or not at all. Touch
 
 from __future__ import annotations
 
-import enum
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from agentd.api.types import TERMINAL, Phase
@@ -17,7 +16,7 @@ from agentd.groups import layout, reported
 from agentd.groups.logs import WorkerLog
 from agentd.groups.records import GroupRow
 from agentd.host.reports import read_reports
-from agentd.host.shaped import ShapeError, build
+from agentd.host.shaped import ShapeError, build, plain
 from agentd.host.wire import HostSpec, ReportFrame, Started
 from agentd.hub.messages import MemberCondition, MemberState
 from agentd.procs import tree
@@ -51,7 +50,7 @@ class LeftGroup:
 
 def state_text(state: GroupState) -> str:
     """A group's state for the journal."""
-    return json.dumps(_plain(state), separators=(",", ":"))
+    return json.dumps(state, default=plain, separators=(",", ":"))
 
 
 def find(row: GroupRow, *, begin_again: bool = False) -> LeftGroup | None:
@@ -141,11 +140,3 @@ def _spec_on_disk(directory: str) -> Mapping[str, object]:
     if not isinstance(found, dict):
         raise ValueError("no JSON object")
     return found
-
-
-def _plain(value: object) -> object:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value.value if isinstance(value, enum.Enum) else value

@@ -255,14 +255,24 @@ class Supervisor:
         while not self._events:
             if self._fault is not None:
                 raise self._fault
-            self._wake.clear()
             overdue_at = self._state.overdue_at
-            timeout = None if overdue_at is None else max(0.0, overdue_at - time.monotonic())
-            try:
-                await within(timeout, self._wake.wait())
-            except asyncio.TimeoutError:
+            if overdue_at is not None and time.monotonic() >= overdue_at:
                 return 0, ev.Tick()
+            await self._woken(overdue_at)
         return self._events.popleft()
+
+    async def _woken(self, deadline: float | None) -> None:
+        """Until something happens, or until then. No task of its own: this is where all news wait."""
+        self._wake.clear()
+        if deadline is None:
+            await self._wake.wait()
+            return
+        left_s = max(0.0, deadline - time.monotonic())
+        timer = asyncio.get_running_loop().call_later(left_s, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
 
     async def _note(self, event: ev.GroupEvent, before: GroupState) -> None:
         """Journal and publish what the event changed; effects come after."""

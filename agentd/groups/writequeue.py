@@ -37,7 +37,10 @@ class WriteQueue:
         """Why the disk takes nothing now; empty: it does."""
 
     def put(self, records: tuple[Record, ...], written: Callable[[], object] | None) -> None:
-        """Have the records written; `written()` is called in the writing thread once they are safe."""
+        """Have the records written; `written()` is called in the writing thread once they are safe.
+
+        Where nobody waits for it they may wait for others, or for `hurry`.
+        """
         with self._condition:
             for record in records:
                 # Taken out first: a replaced record must not overtake what was written after it.
@@ -45,6 +48,11 @@ class WriteQueue:
                 self._records[record.key()] = record
             if written is not None:
                 self._waiting.append(written)
+                self._condition.notify()
+
+    def hurry(self) -> None:
+        """Write what waits now."""
+        with self._condition:
             self._condition.notify()
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """Frozen data from JSON objects of another version: what it adds is left out, what it lacks has its default.
 
-What is there must have its type. Anything else is a `ShapeError`, never another exception.
+What is there must have its type. Anything else is a `ShapeError`, never another exception. `plain` is the way
+back.
 """
 
 from __future__ import annotations
@@ -31,6 +32,31 @@ def build(cls: Any, body: object, where: str) -> Any:
     if lacking:
         raise ShapeError(f"{where} lacks {', '.join(lacking)}")
     return cls(**values)
+
+
+def plain(value: object) -> object:
+    """What json does not know by itself, for its `default`: frozen data, read-only maps, enums.
+
+    Raises `TypeError` for anything else.
+    """
+    if is_dataclass(value):
+        return body_of(value)
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not for JSON")
+
+
+def body_of(value: Any) -> dict[str, Any]:
+    """The fields of frozen data, in their order."""
+    cls: Any = type(value)
+    return {name: getattr(value, name) for name in _field_names(cls)}
+
+
+@functools.cache
+def _field_names(cls: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(cls))
 
 
 def shown(value: object) -> str:

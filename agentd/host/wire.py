@@ -11,12 +11,11 @@ import json
 import logging
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from typing import ClassVar, TypeAlias
 
 from agentd.core.assignment import Assignment
 from agentd.core.contact import Contact
-from agentd.host.shaped import ShapeError, build, shown
+from agentd.host.shaped import ShapeError, body_of, build, plain, shown
 from agentd.host.sound import sound
 from agentd.quickdata import dataclass
 
@@ -357,9 +356,8 @@ def encode(frame: Frame) -> bytes:
 
 def as_json(frame: Frame) -> bytes:
     """The frame's object, as it also stands in host.jsonl; one line."""
-    body = {field.name: getattr(frame, field.name) for field in fields(frame)}
-    tagged = {"version": since(frame), "type": frame.type, **body}
-    return json.dumps(tagged, separators=(",", ":"), default=_plain).encode()
+    tagged = {"version": since(frame), "type": frame.type, **body_of(frame)}
+    return json.dumps(tagged, separators=(",", ":"), default=plain).encode()
 
 
 def decode(payload: bytes) -> Frame:
@@ -417,12 +415,3 @@ class FrameReader:
         if problem not in self._unknown and len(self._unknown) < _NAMED:
             self._unknown.add(problem)
             _log.warning("%s; it is left out", problem)
-
-
-def _plain(value: object) -> object:
-    """What json does not know: nested frozen data and read-only maps."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"{type(value).__name__} does not go over the wire")
