@@ -77,7 +77,7 @@ class _Daemon:
         self._config = config
         self._places = places
         self._embedding = embedding
-        self._wishes = Wishes()
+        self._wishes = Wishes(keeps_hosts=config.host_mode is HostMode.KEEP)
 
     async def live(self) -> ExitCode:
         with self._wishes.heard(self._embedding.lifeline_fd):
@@ -136,8 +136,7 @@ class _Daemon:
         )
 
     async def _leave(self, parts: Parts) -> ExitCode:
-        # Hosts that end with their agentd cannot be handed over: stopped in order they end better.
-        handing_over = self._wishes.hand_over and self._config.host_mode is HostMode.KEEP
+        handing_over = self._wishes.hand_over
         log.info("handing over" if handing_over else "shutting down", extra={"reason": self._wishes.reason})
         announce.notify_systemd("STOPPING=1")
         parts.health.serving(False)

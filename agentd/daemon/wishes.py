@@ -1,8 +1,8 @@
 """What the world wants of the daemon: signals and the lifeline, as two events on the loop.
 
 The first SIGTERM or SIGINT, or the end of the lifeline, asks for the shutdown; a second signal for the end at
-once. SIGUSR2 asks for a handover: the next agentd goes on with what runs. SIGHUP asks for nothing: a lost
-terminal must not stop training.
+once. SIGUSR2 asks for a handover: the next agentd goes on with what runs, and no signal turns it into a
+shutdown any more. SIGHUP asks for nothing: a lost terminal must not stop training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ _LEAVING = (signal.SIGTERM, signal.SIGINT)
 class Wishes:
     """Set once, never cleared."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_hosts: bool) -> None:
+        """`keeps_hosts`: there is something to hand over. Else who asks for it gets a shutdown."""
+        self._keeps_hosts = keeps_hosts
         self.leave = asyncio.Event()
         self.leave_now = asyncio.Event()
         self.hand_over = False
@@ -52,7 +54,9 @@ class Wishes:
             _ignore(loop, *_LEAVING, signal.SIGUSR2, signal.SIGHUP)
 
     def _on_signal(self, signum: signal.Signals) -> None:
-        if self.leave.is_set():
+        if self.hand_over:
+            log.info("handing over already, signal ignored", extra={"signal": signum.name})
+        elif self.leave.is_set():
             log.warning("second signal, ending at once", extra={"signal": signum.name})
             self.leave_now.set()
         self._ask(signum.name)
@@ -60,7 +64,8 @@ class Wishes:
     def ask_handover(self, reason: str = "a caller asks for a handover") -> None:
         """Leave the groups to the next agentd, unless this one goes away already."""
         if not self.leave.is_set():
-            self.hand_over = True
+            # Hosts that end with their agentd cannot be handed over: stopped in order they end better.
+            self.hand_over = self._keeps_hosts
             self._ask(reason)
 
     def _on_handover(self) -> None:
