@@ -68,7 +68,7 @@ async def opened(
     async with AsyncExitStack() as stack:
         journal = await _journal(config, stack)
         advertised = AdvertisedAddress(config.advertise_addr, bound)
-        hub = Hub(config.node_id, journal, address=advertised.default)
+        hub = Hub(config.node_id, journal, address=advertised.default, serving=False)
         conditions = Conditions()
         archive = Archive(Path(config.state_dir, DATABASE), config.node_id)
         stack.callback(archive.close)

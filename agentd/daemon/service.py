@@ -88,6 +88,8 @@ class _Daemon:
                 opening = opened(self._config, bound, server, self._wishes.ask_handover)
                 parts = await stack.enter_async_context(opening)
                 await server.start()
+                # Not before: a short lease would be over before anybody could renew it.
+                parts.hub.serve()
                 _collect_seldom()
                 parts.health.serving(True)
                 await self._announce(parts, bound)

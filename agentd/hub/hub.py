@@ -44,7 +44,8 @@ class Described(NamedTuple):
 class Hub:
     """The rendezvous of this node's agentd."""
 
-    def __init__(self, node_id: str, journal: HubJournal, *, address: str = "") -> None:
+    def __init__(self, node_id: str, journal: HubJournal, *, address: str = "", serving: bool = True) -> None:
+        """Not `serving`: nobody is judged, and no lease or window runs, before `serve` is called."""
         self.node_id = node_id
         self.address = address
         """Where members reach this hub; may be set once the port is known."""
@@ -52,6 +53,7 @@ class Hub:
         self._runs: dict[RunKey, HubRun] = {}
         self._tombstones: OrderedDict[RunKey, Tombstone] = OrderedDict()
         self._newest: dict[str, int] = {}
+        self._serving = serving
         self._clock: OwnTime | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._closed = False
@@ -84,8 +86,18 @@ class Hub:
             self._bury_as(key, bury(plan, run.status()))
             return
         self._runs[key] = run
-        if self._ticker is None:
-            self._ticker = asyncio.get_running_loop().create_task(self._watch_the_clock())
+        self._keep_time()
+
+    def serve(self) -> None:
+        """Nodes and callers can reach it from now on."""
+        if self._serving or self._closed:
+            return
+        now = asyncio.get_running_loop().time()
+        self._clock = OwnTime(now, step=STEP, own=self._own_time())
+        self._serving = True
+        for run in self._runs.values():
+            run.tick(lease_judged=False)
+        self._keep_time()
 
     def open_session(self, hello: SessionHello) -> HubSession:
         """A node's stream begins. Raises the error that refuses it."""
@@ -163,15 +175,20 @@ class Hub:
                 del self._newest[run_id]
 
     def _own_time(self) -> float:
+        """Stands still until it serves."""
         now = asyncio.get_running_loop().time()
         if self._clock is None:
-            self._clock = OwnTime(now, step=STEP)
+            self._clock = OwnTime(now, step=STEP if self._serving else 0.0)
         return self._clock.at(now)
 
     def _held_up(self, within: float) -> float:
         """Seconds this process was held up of late."""
         now = asyncio.get_running_loop().time()
         return 0.0 if self._clock is None else self._clock.lost(now, within)
+
+    def _keep_time(self) -> None:
+        if self._serving and self._runs and self._ticker is None:
+            self._ticker = asyncio.get_running_loop().create_task(self._watch_the_clock())
 
     async def _watch_the_clock(self) -> None:
         """Ticks while there are runs. A step that fails is a fault of one run, not of the clock."""

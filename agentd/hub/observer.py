@@ -15,10 +15,11 @@ GAPS_KEPT = 16
 class OwnTime:
     """A clock that advances at most `step` seconds from one tick to the next."""
 
-    def __init__(self, now: float, *, step: float) -> None:
+    def __init__(self, now: float, *, step: float, own: float | None = None) -> None:
+        """`own`: what it shows at `now`, the same if not given."""
         self._step = step
         self._ticked_at = now
-        self._own = now
+        self._own = now if own is None else own
         self._gaps: deque[tuple[float, float]] = deque(maxlen=GAPS_KEPT)
         """When a gap ended, and its length."""
 
