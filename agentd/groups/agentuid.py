@@ -6,10 +6,11 @@ A node that came back with another uid would be a stranger to the hubs of its ru
 from __future__ import annotations
 
 import logging
-import os
 import re
 import secrets
 from pathlib import Path
+
+from agentd.procs.wholefile import write_whole
 
 FILE_NAME = "agent_uid"
 """In the state directory. It is the owner; the journal has a copy, for a file that was lost."""
@@ -32,16 +33,7 @@ def agent_uid(state_dir: Path, copy: str = "") -> str:
         return found
     uid = copy if _UID.fullmatch(copy) else secrets.token_hex(16)
     try:
-        _keep(path, uid)
+        write_whole(str(path), f"{uid}\n".encode(), sync=True)
     except OSError as error:
         _log.warning("the node's uid is not on disk", extra={"path": str(path), "problem": str(error)})
     return uid
-
-
-def _keep(path: Path, uid: str) -> None:
-    partial = path.with_suffix(".new")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-        file.write(uid + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

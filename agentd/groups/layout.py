@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 from agentd.host.wire import HostSpec
 from agentd.procs import cgroups
 from agentd.procs.resources import SHORTAGES
+from agentd.procs.wholefile import write_whole
 
 DATABASE = "agentd.db"
 RUNS = "runs"
@@ -37,23 +36,11 @@ def prepare(spec: HostSpec, folder: str) -> None:
         _make_private(Path(path))
     target = Path(folder, SPEC_FILE)
     try:
-        _write(target, json.dumps(asdict(spec), default=dict, indent=1) + "\n")
+        write_whole(str(target), json.dumps(asdict(spec), default=dict, indent=1).encode() + b"\n")
     except OSError as error:
         # That of the group's former host says the same but for what is the host's own.
         if error.errno not in SHORTAGES or not target.exists():
             raise
-
-
-def _write(target: Path, text: str) -> None:
-    partial = target.with_suffix(".new")
-    try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(text)
-        partial.replace(target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
 
 
 def cgroup_of(folder: str, token: str) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
+
+from agentd.procs.wholefile import write_whole
 
 ROUND_FILE = "round.json"
 
@@ -34,7 +35,7 @@ class RoundFile:
             return
         told = {**self._run, "round": round_, "valid_until": valid_until, "node_id": self._node_id}
         try:
-            self._replace(json.dumps(told).encode() + b"\n")
+            write_whole(self._path, json.dumps(told).encode() + b"\n", mode=0o644)
         except OSError as error:
             self._failed(error)
         else:
@@ -47,16 +48,6 @@ class RoundFile:
             Path(self._path).unlink(missing_ok=True)
         except OSError as error:
             self._failed(error)
-
-    def _replace(self, content: bytes) -> None:
-        partial = f"{self._path}.new"
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        try:
-            if os.write(fd, content) != len(content):
-                raise OSError(0, "the disk is full")
-        finally:
-            os.close(fd)
-        Path(partial).replace(self._path)
 
     def _failed(self, error: OSError) -> None:
         if not self._failing:

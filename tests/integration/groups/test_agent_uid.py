@@ -73,4 +73,4 @@ async def test_a_disk_that_takes_no_file_is_no_reason_not_to_start(
     (tmp_path / FILE_NAME).mkdir()
     assert agent_uid(tmp_path, "ab" * 16) == "ab" * 16
     assert "not on disk" in caplog.text
-    assert not [name for name in os.listdir(tmp_path) if name != FILE_NAME and not name.endswith(".new")]
+    assert not [name for name in os.listdir(tmp_path) if name != FILE_NAME]
