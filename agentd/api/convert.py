@@ -282,6 +282,7 @@ def run_status_to_message(status: types.RunStatus) -> run.RunStatus:
         labels=dict(status.labels),
         hub_unreachable_since=timestamp_to_message(status.hub_unreachable_since),
         controller_lease_until=timestamp_to_message(status.controller_lease_until),
+        join_deadline=timestamp_to_message(status.join_deadline),
     )
 
 
@@ -312,6 +313,7 @@ def run_status_from_message(message: run.RunStatus) -> types.RunStatus:
         labels=dict(message.labels),
         hub_unreachable_since=timestamp_from_message(message.hub_unreachable_since),
         controller_lease_until=timestamp_from_message(message.controller_lease_until),
+        join_deadline=timestamp_from_message(message.join_deadline),
     )
 
 

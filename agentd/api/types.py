@@ -250,6 +250,8 @@ class RunStatus:
     """Of the node that gave this: when its hub stopped to answer. 0: it answers."""
     controller_lease_until: float = 0.0
     """When a run with a controller lease is stopped unless it is renewed, by the hub's clock. 0: never."""
+    join_deadline: float = 0.0
+    """When a run with too few members for a round fails, by the hub's clock. 0: it does not wait for any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

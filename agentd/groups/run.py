@@ -305,6 +305,7 @@ class NodeRun:
                 missing=(),
                 spares=(),
                 controller_lease_until=0.0,
+                join_deadline=0.0,
             )
         self._refresh()
 

@@ -109,6 +109,7 @@ class HubRun:
                 revision=self._revision,
                 finished_at=self._finished_at,
                 lease_until=self._lease_until(),
+                join_deadline=self.join_deadline(),
                 wall_ahead=self._wall_ahead(),
             )
         return self._status
@@ -155,7 +156,7 @@ class HubRun:
         if self.ended:
             return
         if not lease_judged:
-            self._lease_grew()
+            self._deadlines_grew()
             return
         now = self._own_time()
         for session in [s for s in self._sessions.values() if now - s.heard_at > self.plan.lease]:
@@ -216,9 +217,9 @@ class HubRun:
         """Seconds from the hub's own time to the wall clock's, which only people read."""
         return time.time() - self._own_time()
 
-    def _lease_grew(self) -> None:
-        """This process was held up, so the lease ends later than was shown."""
-        if lease.ends_at(self._state) is not None and not self._closed:
+    def _deadlines_grew(self) -> None:
+        """This process was held up, so what it shows the end of ends later."""
+        if not self._closed and (self._lease_until() or self.join_deadline()):
             self._revision += 1
             self._status = None
             self._show()

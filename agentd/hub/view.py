@@ -29,6 +29,7 @@ def run_status(
     revision: int = 0,
     finished_at: float = 0.0,
     lease_until: float = 0.0,
+    join_deadline: float = 0.0,
     wall_ahead: float = 0.0,
 ) -> RunStatus:
     """The whole run, with each node and group but no worker: those only their node knows.
@@ -60,6 +61,7 @@ def run_status(
         finished_at=finished_at,
         labels=plan.spec.labels,
         controller_lease_until=lease_until,
+        join_deadline=join_deadline,
     )
 
 

@@ -580,6 +580,7 @@ class RunStatus(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     HUB_UNREACHABLE_SINCE_FIELD_NUMBER: builtins.int
     CONTROLLER_LEASE_UNTIL_FIELD_NUMBER: builtins.int
+    JOIN_DEADLINE_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The id the caller chose."""
     incarnation: builtins.int
@@ -646,6 +647,12 @@ class RunStatus(google.protobuf.message.Message):
         the hub's clock. Unset for others, and once the run is being stopped.
         """
 
+    @property
+    def join_deadline(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When a run that has fewer members than a round needs gives up waiting for
+        more and fails, by the hub's clock. Unset while it does not wait.
+        """
+
     def __init__(
         self,
         *,
@@ -671,9 +678,10 @@ class RunStatus(google.protobuf.message.Message):
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         hub_unreachable_since: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         controller_lease_until: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        join_deadline: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["controller_lease_until", b"controller_lease_until", "finished_at", b"finished_at", "first_failure", b"first_failure", "hub_unreachable_since", b"hub_unreachable_since", "started_at", b"started_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["controller_lease_until", b"controller_lease_until", "finished_at", b"finished_at", "first_failure", b"first_failure", "from_hub", b"from_hub", "hub_address", b"hub_address", "hub_unreachable_since", b"hub_unreachable_since", "incarnation", b"incarnation", "labels", b"labels", "max_members", b"max_members", "max_restarts", b"max_restarts", "membership_changes", b"membership_changes", "min_members", b"min_members", "missing", b"missing", "nodes", b"nodes", "phase", b"phase", "reason", b"reason", "restart_count", b"restart_count", "revision", b"revision", "round", b"round", "run_id", b"run_id", "spares", b"spares", "started_at", b"started_at"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["controller_lease_until", b"controller_lease_until", "finished_at", b"finished_at", "first_failure", b"first_failure", "hub_unreachable_since", b"hub_unreachable_since", "join_deadline", b"join_deadline", "started_at", b"started_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["controller_lease_until", b"controller_lease_until", "finished_at", b"finished_at", "first_failure", b"first_failure", "from_hub", b"from_hub", "hub_address", b"hub_address", "hub_unreachable_since", b"hub_unreachable_since", "incarnation", b"incarnation", "join_deadline", b"join_deadline", "labels", b"labels", "max_members", b"max_members", "max_restarts", b"max_restarts", "membership_changes", b"membership_changes", "min_members", b"min_members", "missing", b"missing", "nodes", b"nodes", "phase", b"phase", "reason", b"reason", "restart_count", b"restart_count", "revision", b"revision", "round", b"round", "run_id", b"run_id", "spares", b"spares", "started_at", b"started_at"]) -> None: ...
 
 global___RunStatus = RunStatus
 

@@ -107,6 +107,8 @@ def run_summary(run: RunStatus) -> list[str]:
     ]
     if run.reason:
         lines.append(f"  {run.reason}")
+    if run.join_deadline and run.phase is Phase.RENDEZVOUS:
+        lines.append(f"  fails at {clock_time(run.join_deadline)} unless enough join: {_how_to_join(run)}")
     if run.controller_lease_until:
         lines.append(f"  stopped at {clock_time(run.controller_lease_until)} unless it is renewed")
     if run.hub_unreachable_since:
@@ -131,6 +133,12 @@ def hub_silence(run: RunStatus) -> str:
     """Since when the hub has not answered the node that tells of the run; empty if it does."""
     since = run.hub_unreachable_since
     return f"hub {run.hub_address} unreachable since {clock_time(since)}" if since else ""
+
+
+def _how_to_join(run: RunStatus) -> str:
+    if run.nodes and not any(node.address for node in run.nodes):
+        return "start more of its agents"
+    return f"agentctl join {run.run_id} --nodes NODE --via {run.hub_address or 'NODE'}"
 
 
 def _nodes_in(run: RunStatus) -> int:

@@ -268,7 +268,11 @@ async def test_too_few_nodes_fail_naming_the_missing() -> None:
         (a,) = stage.add("a")
         deadline = stage.hub.describe(RUN).join_deadline
         assert deadline > 0
+        await until(lambda: a.view is not None and a.view.join_deadline > 0)
+        assert a.view is not None
+        assert a.view.join_deadline == pytest.approx(deadline, abs=30)
         await stage.phase_is(Phase.FAILED, within=61)
+        assert stage.status.join_deadline == 0
         await a.session.wait_over()
         assert a.finished is not None
         assert "missing: b, c" in a.finished.reason

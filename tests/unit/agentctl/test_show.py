@@ -15,7 +15,7 @@ from agentctl.show.lines import LONGEST_LINE, Choice, LineAssembler
 from agentctl.show.messages import to_dict
 from agentctl.show.narration import narrate, waiting_line
 from agentctl.show.tables import TableData, plain, run_summary, run_table, runs_table
-from agentctl.show.words import duration, ranks, size
+from agentctl.show.words import clock_time, duration, ranks, size
 from agentd.api import convert
 from agentd.api.errors import Unreachable
 from agentd.api.types import (
@@ -295,6 +295,18 @@ def test_a_hub_that_is_silent_is_named_with_the_time_since_when() -> None:
     assert "hub a:7460 unreachable since" in "\n".join(run_summary(cut))
     assert "hub a:7460 unreachable since" in runs_table([cut]).rows[0][-1]
     assert "unreachable" not in "\n".join(run_summary(RUNNING))
+
+
+def test_a_run_that_waits_for_members_says_until_when_and_how_one_joins() -> None:
+    at = 1_700_000_000.0
+    agents = tuple(replace(each, address=f"{each.node_id}:7460") for each in WAITING.nodes)
+    waits = replace(WAITING, hub_address="a:7460", join_deadline=at, nodes=agents)
+    told = f"  fails at {clock_time(at)} unless enough join: "
+    assert told + "agentctl join r --nodes NODE --via a:7460" in run_summary(waits)
+    # Agents in processes of their own have no agentd.
+    assert told + "start more of its agents" in run_summary(replace(waits, nodes=WAITING.nodes))
+    assert "fails at" not in "\n".join(run_summary(replace(waits, phase=Phase.RUNNING)))
+    assert convert.run_status_from_message(convert.run_status_to_message(waits)) == waits
 
 
 def test_a_runs_table_has_a_line_for_each_worker_or_for_a_group_without_any() -> None:
