@@ -156,6 +156,9 @@ class HostRendezvous(RendezvousHandler):
     def round_over(self) -> bool:
         return self._stop_round >= self._round > 0
 
+    def wakes_waiter(self) -> None:
+        """What ends a round is a frame of the link, or the time of a pump: both end the wait."""
+
     def on_round_gone(self, round: int) -> None:
         """agentd is told by `ready`, which also offers the next port, or by the last report."""
         self._running = False

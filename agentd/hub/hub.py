@@ -23,8 +23,9 @@ from agentd.hub.tombstone import Tombstone, bury
 
 log = logging.getLogger(__name__)
 
-TICK = 0.1
-STEP = 0.25
+TICK = 0.2
+"""Seconds between two looks at the clock; all else is an event. Each costs what a heartbeat costs."""
+STEP = 0.5
 """A gap between two ticks beyond this is not the nodes' silence but this process's own."""
 
 TOMBSTONES = 256

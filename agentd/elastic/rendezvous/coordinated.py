@@ -124,6 +124,17 @@ class AttachedRendezvous(Protocol):
 
 
 @runtime_checkable
+class WakingRendezvous(Protocol):
+    """The further method of a coordinated handler that need not be asked for `round_over` at intervals.
+
+    Without it the agent asks each `monitor_interval`.
+    """
+
+    def wakes_waiter(self) -> None:
+        """Does nothing. To have it says: when `round_over` changes its answer, the agent's waiter wakes."""
+
+
+@runtime_checkable
 class CoordinatedRendezvous(Protocol):
     """The further methods of a handler that decides for all agents of a run.
 

@@ -260,7 +260,11 @@ class SimpleElasticAgent(ElasticAgent):
                 self._restart_workers(group)
             else:
                 # Last, not first: what happened during the start is not announced again.
-                self._waiter.wait(self._now() + group.spec.monitor_interval)
+                self._waiter.wait(self._next_look())
+
+    def _next_look(self) -> float | None:
+        """When the workers are looked at again though nothing has happened that the waiter knows of."""
+        return self._now() + self._worker_group.spec.monitor_interval
 
     @prof
     def _initialize_workers(self, worker_group: WorkerGroup) -> None:

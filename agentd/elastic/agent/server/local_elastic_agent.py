@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from agentd.api.states import WorkerState
+from agentd.elastic import metrics
 from agentd.elastic.agent.server.api import (
     DEFAULT_ROLE,
     RunResult,
@@ -36,6 +37,7 @@ from agentd.elastic.agent.server.worker_env import with_macros, worker_env
 from agentd.elastic.metrics import prof
 from agentd.elastic.multiprocessing import GroupOwner, LogsSpecs, PContext, RunProcsResult, create_context
 from agentd.elastic.multiprocessing.errors.failure import ProcessFailure
+from agentd.elastic.rendezvous.coordinated import WakingRendezvous
 from agentd.procs.lineage import lineage
 from agentd.procs.procfs import read_stat
 from agentd.procs.waiter import Waiter
@@ -271,6 +273,13 @@ class LocalElasticAgent(SimpleElasticAgent):
         return str(Path(error_file).parent) if error_file else ""
 
     # How they are.
+
+    def _next_look(self) -> float | None:
+        """None, where all that ends a round is an event: then nothing is looked at in vain."""
+        told = isinstance(self._coordinated, WakingRendezvous)
+        if told and self._state_watch is None and not metrics.is_listening():
+            return None
+        return super()._next_look()
 
     def _unhealthy(self, context: PContext) -> RunResult | None:
         """What torch's check for state D answers; None while all is well, or nobody asked for it."""
