@@ -9,7 +9,7 @@ from typing import Final
 from agentd.api import historywire
 from agentd.api.errors import AgentError, RunNotFound
 from agentd.api.history import Event, EventKind, EventsPage, EventsRequest
-from agentd.api.types import RunStatus
+from agentd.api.types import TERMINAL, RunStatus
 from agentd.quickdata import dataclass
 from agentd.v1 import agent_service_pb2 as service
 from agentd_client import calls, wire
@@ -25,6 +25,7 @@ LOOK_S: Final = 1.0
 """How often a followed node is asked for what is new."""
 DEFAULT_LIMIT: Final = 100
 PAGE_SIZE: Final = 500
+_TURNS: Final = (EventKind.RUN_STARTED, EventKind.RUN_ENDED)
 LOOKS_FOR_NODES: Final = 2
 """At every so many looks the run is asked for nodes that have joined."""
 
@@ -92,8 +93,13 @@ class _Reader:
 
     node: Node
     request: EventsRequest
+    node_id: str = ""
+    """As its events have it."""
     problem: AgentError | None = None
     over: bool = False
+    """The run has ended there."""
+    again: bool = False
+    """It may have begun there once more."""
 
 
 def read_events(
@@ -123,20 +129,28 @@ def read_events(
         if request.run_id and looks % LOOKS_FOR_NODES == 0:
             readers += yield from _newcomers(readers, newest, timeout_s)
         known = {reader.node.name: reader.problem for reader in readers}
-        yield from _emit((yield from _look([r for r in readers if not r.over], timeout_s)))
+        asked = [reader for reader in readers if reader.again or not reader.over]
+        yield from _emit((yield from _look(asked, timeout_s)))
         for reader in readers:
             yield from _told_change(reader, known[reader.node.name])
 
 
 def _newcomers(readers: Sequence[_Reader], incarnation: int, timeout_s: float) -> Plan[list[_Reader]]:
-    """Readers of the nodes that have joined the run."""
+    """Readers of the nodes that have joined the run; those of nodes that came back to it read on."""
     nodes = [reader.node for reader in readers if not reader.over and reader.problem is None]
     run_id = readers[0].request.run_id
     asked = [calls.status_call(node.target, run_id, timeout_s) for node in nodes]
     answers = (yield from calls.ask_nodes(nodes, asked)).answers
     found = [status for answer in answers.values() if (status := calls.newest(answer)) is not None]
     told = [status for status in found if status.incarnation == incarnation]
-    new = unasked_nodes(merge(None, told), [reader.node for reader in readers]) if told else []
+    if not told:
+        return []
+    status = merge(None, told)
+    here = {node.node_id for node in status.nodes if node.phase not in TERMINAL}
+    for reader in readers:
+        # That it is there may be old news: only what the node itself tells begins its story again.
+        reader.again = reader.over and reader.node_id in here
+    new = unasked_nodes(status, [reader.node for reader in readers])
     return [_Reader(node, EventsRequest(run_id=run_id, incarnation=incarnation)) for node in new]
 
 
@@ -149,10 +163,11 @@ def _look(readers: Sequence[_Reader], timeout_s: float) -> Plan[list[Event]]:
     found: list[Event] = []
     outcomes = yield from call_each(asked)
     for reader, outcome in zip(readers, outcomes, strict=True):
-        reader.problem = outcome if isinstance(outcome, AgentError) else None
+        reader.problem = outcome if isinstance(outcome, AgentError) and not reader.again else None
+        reader.again = False
         if isinstance(outcome, AgentError):
             # It had another use of the id, or has forgotten this one: nothing more will come.
-            reader.over = isinstance(outcome, RunNotFound)
+            reader.over = reader.over or isinstance(outcome, RunNotFound)
             continue
         try:
             page = historywire.events_page_from_message(outcome)
@@ -163,8 +178,10 @@ def _look(readers: Sequence[_Reader], timeout_s: float) -> Plan[list[Event]]:
         found.extend(new)
         if new:
             reader.request = replace(reader.request, after_id=new[-1].id)
-            ended = any(event.kind == EventKind.RUN_ENDED for event in new)
-            reader.over = ended and bool(reader.request.run_id)
+            reader.node_id = new[-1].node_id
+            turns = [event.kind for event in new if event.kind in _TURNS]
+            if turns and reader.request.run_id:
+                reader.over = turns[-1] == EventKind.RUN_ENDED
     return found
 
 

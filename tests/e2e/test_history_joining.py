@@ -21,6 +21,35 @@ def kinds(out: str, node_id: str) -> list[str]:
     return [event["kind"] for event in found if event["node_id"] == node_id]
 
 
+def test_a_followed_history_tells_of_a_node_that_left_and_came_back(tmp_path: Path) -> None:
+    script, end = write_script(
+        tmp_path / "s.py", "import pathlib, sys, time",
+        "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.02)",
+    ), tmp_path / "end"  # fmt: skip
+    with fleet(tmp_path, "a", "b") as nodes:
+        run = ("run", "-d", "--nodes", nodes.targets(), "--nnodes", "1:2", "--run-id", "r")
+        assert agentctl(*run, str(script), str(end)).returncode == 0
+        with Controller(
+            "events", "r", "--nodes", nodes.targets(), "-f", "-o", "jsonl", root=tmp_path
+        ) as following:
+            wait_until(lambda: "workers_started" in kinds(following.out, "b"), PATIENCE_S)
+            left = agentctl("leave", "r", "--nodes", nodes["b"].target)
+            assert left.returncode == 0, left.stderr
+            wait_until(lambda: kinds(following.out, "b")[-1] == "run_ended", PATIENCE_S)
+            joined = agentctl("join", "r", "--nodes", nodes["b"].target, "--via", nodes["a"].target)
+            assert joined.returncode == 0, joined.stderr
+            wait_until(lambda: kinds(following.out, "b").count("workers_started") == 2, PATIENCE_S)
+            end.touch()
+            assert following.wait() == 0, following.err
+        # Who begins to look only now hears of both times, too.
+        told = agentctl("events", "r", "--nodes", nodes.targets(), "-f", "-o", "jsonl").stdout
+    for out in (told, following.out):
+        assert [kind for kind in kinds(out, "b") if kind in ("run_started", "run_ended")] == [
+            "run_started", "run_ended", "run_started", "run_ended",
+        ]  # fmt: skip
+        assert len(set(out.splitlines())) == len(out.splitlines()), "each event once"
+
+
 def test_a_followed_history_tells_of_nodes_that_join_later(tmp_path: Path) -> None:
     script, end = write_script(
         tmp_path / "s.py", "import pathlib, sys, time",
