@@ -1,0 +1,235 @@
+"""A zygote that cannot be, or dies, costs nothing but the time it would have saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentd.procs import prctl, procfs
+from agentd.procs.identity import identify, is_alive
+from agentd.procs.waiter import Waiter
+from agentd.procs.zygote.command import NotForkable, python_command
+from agentd.procs.zygote.forked import BlankLost
+from agentd.procs.zygote.keeper import Keeper
+from tests.integration.preload.rig import PYTHON, Commands, Streams, waited_for
+from tests.support.waiting import wait_until
+
+REPO = Path(__file__).parents[3]
+ARGV = (PYTHON, "script.py")
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Commands:
+    (tmp_path / "script.py").write_text("import sys, time\nsys.exit(3)\n")
+    return Commands(tmp_path, ("json",))
+
+
+@pytest.fixture
+def waiter() -> Iterator[Waiter]:
+    with Waiter() as found:
+        yield found
+
+
+def keeper_of(commands: Commands, waiter: Waiter, module: str = "", **limits: float) -> Keeper:
+    if module:
+        (commands.folder / "preloaded.py").write_text(module)
+        commands.modules = ("preloaded",)
+    return Keeper(waiter, commands.recipe(ARGV), **limits)
+
+
+LEAVES_A_THREAD = """
+import threading, time
+threading.Thread(target=time.sleep, args=(99,), name='pump', daemon=True).start()
+"""
+INITIALIZES = """
+import sys, types
+sys.modules['torch.cuda'] = types.SimpleNamespace(is_initialized=lambda: True)
+"""
+FAILS_FORKED = """
+import os, sys, types
+own = os.getpid()
+def ones(*_):
+    if os.getpid() != own: raise OSError('forked')
+sys.modules['torch'] = types.SimpleNamespace(ones=ones)
+"""
+HANGS_FORKED = FAILS_FORKED.replace("raise OSError('forked')", "__import__('time').sleep(99)")
+
+
+@pytest.mark.parametrize(
+    ("module", "problem"),
+    [
+        ("import no_such_thing", "import preloaded: ModuleNotFoundError: No module named 'no_such_thing'"),
+        ("1 / 0", "import preloaded: ZeroDivisionError: division by zero"),
+        ("raise SystemExit(3)", "import preloaded: SystemExit: 3"),
+        (LEAVES_A_THREAD, "the imports left threads running: pump"),
+        (INITIALIZES, "the imports initialized torch.cuda, which no fork can use"),
+        (FAILS_FORKED, "a trial fork failed at a matrix product"),
+        ("import os; os._exit(0)", "it ended with exit code 0"),
+    ],
+)
+def test_what_cannot_be_forked_is_named_and_no_worker_is_had(
+    commands: Commands, waiter: Waiter, module: str, problem: str
+) -> None:
+    keeper = keeper_of(commands, waiter, module)
+    try:
+        assert keeper.take(1) == []
+        assert problem in keeper.problem
+    finally:
+        keeper.close()
+
+
+def test_a_trial_fork_that_hangs_ends_and_is_named(commands: Commands, waiter: Waiter) -> None:
+    commands.trial_limit_s = 0.2
+    keeper = keeper_of(commands, waiter, HANGS_FORKED)
+    try:
+        assert keeper.take(1) == []
+        assert keeper.problem == "a trial fork hung for 0.2 s at a matrix product"
+    finally:
+        keeper.close()
+
+
+def test_an_import_that_hangs_is_given_up_once_and_for_all(commands: Commands, waiter: Waiter) -> None:
+    keeper = keeper_of(commands, waiter, "import time; time.sleep(99)", import_limit_s=0.5)
+    try:
+        for _ in range(2):
+            assert keeper.take(1) == []
+            assert keeper.problem == "to import preloaded took longer than 0.5 s"
+        assert waiter.wait_until(lambda: not keeper.pids(), waiter.now() + 10)
+    finally:
+        keeper.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("bash", "x.sh"), "bash is not called python"),
+        ((PYTHON, "-S", "x.py"), "with -S it imports no site module"),
+        ((PYTHON, "-uI", "-m", "x"), "with -I it ignores PYTHONPATH"),
+        ((PYTHON, "-Bi", "x.py"), "with -i it becomes interactive"),
+        ((PYTHON,), "the command line names no program"),
+        ((PYTHON, "-"), "the command line names no program"),
+        ((PYTHON, "-u", "-m"), "-m lacks its value"),
+    ],
+)
+def test_a_command_that_cannot_be_forked_says_why(words: tuple[str, ...], reason: str) -> None:
+    with pytest.raises(NotForkable, match=f"^.*{reason}$"):
+        python_command(words)
+
+
+def test_an_interpreter_that_passes_the_hook_over_never_runs_the_program(
+    commands: Commands, waiter: Waiter
+) -> None:
+    wrapper = commands.folder / "python-of-a-site"
+    wrapper.write_text(f'#!/bin/sh\nunset PYTHONPATH\nexec {PYTHON} "$@"\n')
+    wrapper.chmod(0o755)
+    (commands.folder / "script.py").write_text("open('ran', 'w')\n")
+    keeper = Keeper(waiter, commands.recipe((str(wrapper), "script.py")))
+    try:
+        assert keeper.take(1) == []
+        assert keeper.problem == "the interpreter imports no sitecustomize from PYTHONPATH"
+        assert not (commands.folder / "ran").exists()
+    finally:
+        keeper.close()
+
+
+def test_a_killed_zygote_takes_no_worker_with_it_and_another_one_follows(
+    commands: Commands, waiter: Waiter
+) -> None:
+    (commands.folder / "script.py").write_text(
+        "import os, sys, time\nwhile not os.path.exists('go'): time.sleep(0.005)\nsys.exit(3)\n"
+    )
+    keeper = keeper_of(commands, waiter)
+    with Streams() as streams:
+        try:
+            worker_blank, parked = keeper.take(2)
+            worker = worker_blank.begin(commands.order(ARGV), streams.out, streams.err)
+            (zygote,) = keeper.sessions()
+            os.kill(zygote.pid, signal.SIGKILL)
+            waiter.wait_until(lambda: zygote not in keeper.sessions(), waiter.now() + 10)
+            assert is_alive(worker.identity)
+            # Blanks that were handed out stay usable, too.
+            second = parked.begin(commands.order(ARGV), streams.out, streams.err)
+            (commands.folder / "go").touch()
+            assert waited_for(waiter, worker).summary == "exit code 3"
+            assert waited_for(waiter, second).summary == "exit code 3"
+            assert waiter.wait_until(lambda: bool(keeper.sessions() - {zygote}), waiter.now() + 20)
+            assert len(keeper.take(1)) == 1
+        finally:
+            keeper.close()
+
+
+def test_a_parked_blank_that_was_killed_is_no_worker(commands: Commands, waiter: Waiter) -> None:
+    keeper = keeper_of(commands, waiter)
+    try:
+        blank, other = keeper.take(2)
+        assert blank.identity is not None
+        os.kill(blank.identity.pid, signal.SIGKILL)
+        with Streams() as streams:
+            with pytest.raises(BlankLost):
+                blank.begin(commands.order(ARGV), streams.out, streams.err)
+            child = other.begin(commands.order(ARGV), streams.out, streams.err)
+            assert waited_for(waiter, child).summary == "exit code 3"
+    finally:
+        keeper.close()
+    assert keeper.pids() == frozenset()
+
+
+def test_blanks_in_stock_are_there_at_once_and_end_with_the_keeper(
+    commands: Commands, waiter: Waiter
+) -> None:
+    keeper = keeper_of(commands, waiter)
+    keeper.start()
+    keeper.stock(3)
+    try:
+        waiter.wait_until(lambda: len(keeper.pids()) == 4, waiter.now() + 20)
+        pids = keeper.pids()
+        zygote = next(iter(keeper.sessions())).pid
+        stats = [procfs.read_stat(pid) for pid in pids - {zygote}]
+        assert {(stat.parent, stat.session) for stat in stats if stat} == {(os.getpid(), zygote)}
+        assert len(keeper.take(3)) == 3
+        assert keeper.pids() == pids
+    finally:
+        keeper.close()
+    assert not any(identify(pid) for pid in pids)
+
+
+def test_this_process_adopts_only_while_it_waits_for_blanks(commands: Commands, waiter: Waiter) -> None:
+    assert not prctl.is_subreaper()
+    keeper = keeper_of(commands, waiter)
+    try:
+        assert len(keeper.take(2)) == 2
+        assert not prctl.is_subreaper()
+    finally:
+        keeper.close()
+
+
+@pytest.mark.parametrize("threads", ["one thread", "another thread"])
+def test_a_killed_owner_leaves_no_zygote_no_blank_no_worker_and_no_child(
+    tmp_path: Path, threads: str
+) -> None:
+    (tmp_path / "script.py").write_text(
+        "import subprocess, time\nprint(subprocess.Popen(['sleep', '99']).pid, flush=True)\ntime.sleep(99)\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.preload.owner", str(tmp_path), *threads.split()[1:]],
+        stdout=subprocess.PIPE,
+        cwd=REPO,
+        text=True,
+    )
+    try:
+        assert owner.stdout is not None
+        family = [identify(int(pid)) for pid in owner.stdout.readline().split()]
+        assert len(family) == 4
+        assert all(family)
+    finally:
+        owner.kill()
+        owner.communicate()
+    wait_until(
+        lambda: [one for one in family if one and is_alive(one)] == [], 20, what=f"the end of {family}"
+    )
