@@ -46,11 +46,10 @@ def write_json(message: Message) -> None:
     sys.stdout.flush()
 
 
-def write_json_list(name: str, messages: Iterable[Message]) -> None:
-    """Messages that no message of the API holds together, under a name."""
-    sys.stdout.write(
-        json.dumps({name: [to_dict(message) for message in messages]}, indent=2, ensure_ascii=False) + "\n"
-    )
+def write_json_list(name: str, messages: Iterable[Message], **beside: object) -> None:
+    """Messages that no message of the API holds together, under a name; `beside` them other facts."""
+    data = {name: [to_dict(message) for message in messages], **beside}
+    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
     sys.stdout.flush()
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from agentctl import caller
 from agentctl.show.words import clock_time, exit_of, failed_one, node_label, plural, size
+from agentd.api.errors import AgentError, Code
 from agentd.api.types import TERMINAL, NodeInfo, Phase, RunStatus
 from agentd.quickdata import dataclass
 
@@ -26,6 +28,18 @@ PHASE_STYLES: Final = {
     Phase.STOPPING: "yellow",
     Phase.RENDEZVOUS: "yellow",
 }
+
+STATE_STYLES: Final = {
+    "ending": "yellow",
+    "draining": "yellow",
+    "drained": "yellow",
+    "unreachable": "red",
+    "failed": "red",
+    "FAILED": "red",
+}
+
+NOTHING: Final = MappingProxyType[str, AgentError]({})
+_SILENT: Final = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +161,9 @@ def _nodes_in(run: RunStatus) -> int:
     return sum(over or node.phase not in TERMINAL for node in run.nodes)
 
 
-def nodes_table(nodes: Sequence[NodeInfo]) -> TableData:
-    """`nodes`."""
+def nodes_table(nodes: Sequence[NodeInfo], problems: Mapping[str, AgentError] = NOTHING) -> TableData:
+    """`nodes`. `problems`: of those that told nothing, by the name the user has for them."""
+    silent = tuple((name, "-", no_answer(error), *("-" * 7)) for name, error in problems.items())
     return TableData(
         columns=(
             "NODE",
@@ -176,8 +191,14 @@ def nodes_table(nodes: Sequence[NodeInfo]) -> TableData:
                 str(len(node.groups)),
             )
             for node in nodes
-        ),
+        )
+        + silent,
     )
+
+
+def no_answer(problem: AgentError) -> str:
+    """The word for a node that told nothing of itself."""
+    return "unreachable" if problem.code in _SILENT else "failed"
 
 
 def _state(node: NodeInfo) -> str:
@@ -238,4 +259,4 @@ def _write_rich(data: TableData) -> None:
 def _style(column: str, cell: str) -> str:
     if column == "PHASE":
         return next((style for phase, style in PHASE_STYLES.items() if phase.value == cell), "")
-    return {"ending": "yellow", "draining": "yellow", "drained": "yellow", "FAILED": "red"}.get(cell, "")
+    return STATE_STYLES.get(cell, "")

@@ -152,6 +152,23 @@ def test_status_ps_and_nodes_read_the_same_for_people_and_programs(fakes: FakeFl
     assert found == ["fake-0", "fake-1"]
 
 
+def test_nodes_shows_one_that_is_away_as_a_row_of_its_own(fakes: FakeFleet) -> None:
+    away = fakes[1].target
+    fakes[1].stop()
+    listed = ctl("nodes")
+    assert listed.returncode == ExitCode.PARTIAL
+    rows = [line.split() for line in listed.stdout.splitlines()[1:]]
+    assert [(row[0], row[2]) for row in rows] == [("fake-0", "ready"), (away, "unreachable")]
+    assert f"node {away}: " in listed.stderr
+    data = json.loads(ctl("nodes", "-o", "json").stdout)
+    assert [node["node_id"] for node in data["nodes"]] == ["fake-0"]
+    assert [(each["node"], each["state"]) for each in data["problems"]] == [(away, "unreachable")]
+    fakes[0].stop()
+    silent = ctl("nodes")
+    assert silent.returncode == ExitCode.UNREACHABLE
+    assert silent.stdout.count("unreachable") == 2
+
+
 def test_a_partial_answer_is_shown_and_has_its_own_code(fakes: FakeFleet) -> None:
     ctl("run", "-d", "--run-id", "r", "x.py")
     fakes[1].stop()
