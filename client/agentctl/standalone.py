@@ -13,6 +13,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,9 @@ _LOCK: Final = "in-use.lock"
 _SOCKET_DIR: Final = "socket-dir"
 _LOG: Final = "agentd.log"
 _TAIL_LINES: Final = 15
+_LEAST_ROOM: Final = 1 << 20
+_LEAST_FILES: Final = 16
+"""What an agentd needs to begin, and some."""
 
 
 class StandaloneFailed(CommandFailed):
@@ -129,14 +133,16 @@ def _remove_socket_dir(state_dir: Path) -> None:
 def _process(
     state_dir: Path, lock: int, environ: Mapping[str, str], meanwhile: Callable[[], object]
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    target = f"unix:{_socket_path(state_dir)}"
+    with _named(state_dir):
+        target = f"unix:{_socket_path(state_dir)}"
     lifeline_read, lifeline_write = os.pipe()
     ready_read, ready_write = os.pipe()
     descriptors = ("--lifeline-fd", str(lifeline_read), "--ready-fd", str(ready_write))
     flags = ("--listen", target, "--host-mode", "stop", *descriptors)
     try:
         # The lock goes along: the directory is in use until both of us are gone.
-        process = _spawn(state_dir, flags, (lifeline_read, ready_write, lock), environ)
+        with _named(state_dir):
+            process = _spawn(state_dir, flags, (lifeline_read, ready_write, lock), environ)
         os.close(ready_write)
         os.close(lifeline_read)
         ready_write = lifeline_read = -1
@@ -152,6 +158,16 @@ def _process(
         for fd in (lifeline_read, lifeline_write, ready_read, ready_write):
             if fd >= 0:
                 os.close(fd)
+
+
+@contextlib.contextmanager
+def _named(state_dir: Path) -> Iterator[None]:
+    """What the system refuses is told in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"the embedded agentd cannot be started in {state_dir}: {error.strerror}"
+        raise StandaloneFailed(problem) from None
 
 
 def _spawn(
@@ -189,20 +205,33 @@ def _await_ready(ready_fd: int, state_dir: Path) -> None:
         piece = os.read(ready_fd, 4096) if readable else b""
         if not piece:
             problem = f"it did not serve within {START_TIMEOUT_S:g} s" if not readable else "it ended at once"
-            raise StandaloneFailed(f"the embedded agentd did not come up: {problem}.\n{_log_tail(state_dir)}")
+            raise StandaloneFailed(f"the embedded agentd did not come up: {problem}.\n{_why(state_dir)}")
         line += piece
     json.loads(line)
 
 
 def _await_end(process: subprocess.Popen[bytes]) -> None:
     """It shuts down when the lifeline is cut; one that still stops workers is left to do so."""
+    # One that was stopped by a signal would never see it, nor would its workers end.
+    process.send_signal(signal.SIGCONT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(END_TIMEOUT_S)
 
 
-def _log_tail(state_dir: Path) -> str:
-    path = state_dir / _LOG
+def _why(state_dir: Path) -> str:
+    """The end of its log, which lacks just what its disk did not take."""
+    path, lines = state_dir / _LOG, []
     with contextlib.suppress(OSError):
         lines = path.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-        return "\n".join([f"Its log, {path}, ends with:", *(f"  | {line}" for line in lines)])
-    return f"Its log is {path}."
+    told = f"Its log, {path}, ends with:" if lines else f"Its log, {path}, is empty."
+    return "\n".join([told, *(f"  | {line}" for line in lines), *_shortages(state_dir)])
+
+
+def _shortages(state_dir: Path) -> Iterator[str]:
+    """What the disk there has run out of, and the next step."""
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(state_dir)
+        lacks_room = disk.f_bavail * disk.f_frsize < _LEAST_ROOM
+        if lacks_room or (disk.f_files and disk.f_favail < _LEAST_FILES):
+            problem = "is full" if lacks_room else "takes no more files"
+            yield f"The disk of {state_dir} {problem}. Free space there, or name another by XDG_STATE_HOME."

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from agentctl.exits import ExitCode
 from agentctl.standalone import KEPT, standalone, state_root
 from agentd_client import AgentClient
+from tests.support.disks import SmallDisk, cannot_mount, small_disk
 from tests.support.fleet import is_gone
 from tests.support.waiting import wait_until
 
@@ -175,6 +176,51 @@ def test_a_state_directory_that_cannot_be_is_named(tmp_path: Path, monkeypatch: 
     assert done.returncode == ExitCode.UNREACHABLE
     assert "no state directory can be made" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(bool(cannot_mount()), reason=cannot_mount() or "it can")
+@pytest.mark.parametrize(
+    ("options", "fill", "problem"),
+    [
+        ("size=1m", SmallDisk.fill, "is full. Free space there, or name another by XDG_STATE_HOME"),
+        ("size=1m,nr_inodes=64", SmallDisk.fill_inodes, "No space left on device"),
+        ("size=9m,nr_inodes=18", lambda _disk: None, "takes no more files. Free space there"),
+    ],
+    ids=["full", "no inodes", "few inodes"],
+)
+def test_a_disk_that_has_run_out_is_named(
+    tmp_path: Path,
+    own_state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: str,
+    fill: Callable[[SmallDisk], None],
+    problem: str,
+) -> None:
+    with small_disk(own_state / "disk", options) as disk:
+        (disk.path / "agentd-standalone").mkdir()
+        fill(disk)
+        for number in range(10 if "nr_inodes=18" in options else 0):
+            (disk.path / str(number)).touch()
+        monkeypatch.setenv("XDG_STATE_HOME", str(disk.path))
+        done = ctl(program(tmp_path, "pass"))
+    assert done.returncode == ExitCode.UNREACHABLE
+    assert problem in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_agentd_that_was_stopped_by_a_signal_ends_with_agentctl(tmp_path: Path, own_state: Path) -> None:
+    run = start("--stop-grace", "1", program(tmp_path, SLEEPER), str(tmp_path))
+    wait_until(lambda: len(pids(tmp_path)) == 2, TIMEOUT_S)
+    (agentd,) = agentd_pids(own_state)
+    os.kill(agentd, signal.SIGSTOP)
+
+    def has_left() -> bool:
+        run.send_signal(signal.SIGINT)
+        return run.poll() is not None
+
+    wait_until(has_left, TIMEOUT_S)
+    run.communicate()
+    wait_until(lambda: is_gone(agentd) and all(map(is_gone, pids(tmp_path))), 30)
 
 
 def test_a_missing_script_is_refused_by_name(tmp_path: Path) -> None:
