@@ -83,7 +83,7 @@ class Comeback:
         elif former.groups:
             await self._intake.go_on(former, await self._plans_beside(former))
         else:
-            await self._intake.begin(former.request, former.logs, known=True)
+            await self._intake.begin(former.request, former.logs, started_at=row.status.started_at)
         run = self._roster.live((row.run_id, row.incarnation))
         if wish is not None and run is not None:
             self._farewells.carry_out(run, wish)

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from agentd.api.errors import InvalidSpec, ProgramUnusable
 from agentd.api.patience import within
@@ -53,11 +52,15 @@ class Intake:
         self._machine = self._machine or await self._shared.on_disk(lambda: Machine.here(self._node_id))
 
     async def begin(
-        self, request: RunRequest, former_logs: tuple[WorkerLog, ...] = (), *, known: bool = False
+        self,
+        request: RunRequest,
+        former_logs: tuple[WorkerLog, ...] = (),
+        *,
+        started_at: float | None = None,
     ) -> RunStatus:
         """Begin the part that is asked for; a run that lives here takes on the roles it lacks.
 
-        `known`: the journal has the run already; a disk that takes no write must not end it.
+        `started_at`: of a run that the journal has already; a disk that takes no write must not end it.
         """
         spec = request.spec
         validate(spec)
@@ -71,7 +74,7 @@ class Intake:
             former.take_on(plans)
             return self._roster.status(*former.part.key)
         try:
-            run = await self._promise(request, plans, former_logs, known)
+            run = await self._promise(request, plans, former_logs, started_at)
         except BaseException:
             self._roster.devices.release(spec.run_id)
             raise
@@ -84,9 +87,7 @@ class Intake:
     async def go_on(self, former: FormerRun, plans: tuple[RolePlan, ...]) -> None:
         """Take the run's groups over, and begin others."""
         row, begun = former.row, {group.spec.role for group in former.groups}
-        part = replace(
-            await self._make_part(former.request, plans), started_at=row.status.started_at or time.time()
-        )
+        part = await self._make_part(former.request, plans, row.status.started_at)
         roles = [role for role in row.spec.roles if role.role in begun]
         self._roster.devices.reserve(
             row.run_id, (d for role in (*roles, *(plan.role for plan in plans)) for d in role.devices)
@@ -132,10 +133,10 @@ class Intake:
         request: RunRequest,
         plans: tuple[RolePlan, ...],
         former_logs: tuple[WorkerLog, ...],
-        known: bool,
+        started_at: float | None,
     ) -> NodeRun:
         """Journal the run before anything of it happens, so that the next agentd would know of it."""
-        part = await self._make_part(request, plans)
+        part = await self._make_part(request, plans, started_at)
         left = self._roster.logs_of_ended(part.key)
         logs = former_logs if left is None else left
         run = NodeRun(part, self._shared, self._rendezvous, self._roster.publish, logs)
@@ -145,7 +146,7 @@ class Intake:
             for plan in plans
         )
         try:
-            write = self._shared.journal.write if known else self._shared.journal.require
+            write = self._shared.journal.write if started_at is not None else self._shared.journal.require
             await write(part.row(run.status), *groups)
             if part.hub_here and not request.join:
                 self._rendezvous.create(part.spec, incarnation, part.address, started_at=part.started_at)
@@ -154,7 +155,9 @@ class Intake:
             raise
         return run
 
-    async def _make_part(self, request: RunRequest, plans: tuple[RolePlan, ...]) -> Part:
+    async def _make_part(
+        self, request: RunRequest, plans: tuple[RolePlan, ...], started_at: float | None
+    ) -> Part:
         newest = self._roster.newest(request.spec.run_id)
         last = newest.incarnation if newest else 0
         now = time.time()
@@ -169,5 +172,5 @@ class Intake:
             node_name=request.node_name,
             hub_address=request.hub_address,
             passed_env=request.passed_env,
-            started_at=now,
+            started_at=started_at or now,
         )

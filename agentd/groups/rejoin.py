@@ -89,7 +89,8 @@ class Rejoin:
         if status.phase in TERMINAL:
             return True
         if live is None:
-            await self._intake.begin(request, self._roster.logs_of_ended(key) or (), known=True)
+            logs = self._roster.logs_of_ended(key) or ()
+            await self._intake.begin(request, logs, started_at=newest.started_at)
         else:
             plans = await self._intake.plan(request)
             live.take_on([plan for plan in plans if plan.role.role == group.role])

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -164,6 +165,23 @@ async def test_a_node_whose_agentd_begins_again_rejoins_its_run(tmp_path: Path) 
             assert len(own_workers(back, "b")) == 2
             await a.registry.stop(StopRequest(run_id="job"))
             await again.ends("job")
+
+
+async def test_a_node_that_begins_again_without_its_hub_knows_when_the_run_was_started(
+    tmp_path: Path,
+) -> None:
+    near = Neighbourhood(tmp_path)
+    async with near.node("a") as a, near.node("b") as b:
+        await run_on(run_spec(nodes=("a", "b"), stop_grace=0.0), a, b)
+        before = await b.runs("job")
+        for node in (a, b):
+            await _abandon(node)
+    await wait_until_async(lambda: all(is_gone(w.pid) for w in own_workers(before, "b")), PATIENCE_S)
+    began_again = time.time()
+    async with near.node("b") as again:
+        assert again.registry.status("job").started_at < began_again
+        await again.registry.stop(StopRequest(run_id="job", grace=0.0))
+        await again.ends("job")
 
 
 async def _abandon(node: Node) -> None:
