@@ -19,6 +19,10 @@ from agentd.quickdata import dataclass
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 """Run ids and role names: they become folder names, so nothing in them may walk a path."""
+MAX_DURATION = 366 * 86_400.0
+"""Longest time in a spec or a drain, in seconds."""
+SHORTEST_LEASE = 1.0
+"""Seconds a controller has at least to renew its lease."""
 
 
 class EntrypointKind(str, enum.Enum):

@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 from agentd.api.errors import InvalidSpec, LimitExceeded
 from agentd.api.types import (
+    MAX_DURATION,
     NAME,
+    SHORTEST_LEASE,
     Command,
     LocalWorldSize,
     LocalWorldSizeRule,
@@ -30,10 +32,7 @@ MAX_TEXT = 1024 * 1024
 """Bytes of all arguments of a role, and of all its environment."""
 MAX_STRING = 131_071
 """Bytes of one argument or variable that the kernel hands to a program."""
-MAX_DURATION = 366 * 86_400.0
 MAX_REQUEST_ID = 128
-SHORTEST_LEASE = 1.0
-"""Seconds a controller has at least to renew its lease."""
 MAX_INCARNATION = (1 << 53) - 1
 """Exact in every JSON; as milliseconds, far beyond any clock. Each use of an id goes above the last."""
 

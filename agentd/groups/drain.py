@@ -15,6 +15,7 @@ from typing import Protocol
 
 from agentd.api.errors import AgentError, InvalidSpec
 from agentd.api.types import (
+    MAX_DURATION,
     Drain,
     DrainMode,
     DrainReport,
@@ -26,7 +27,6 @@ from agentd.api.types import (
     StopScope,
 )
 from agentd.core.moments import utc
-from agentd.core.specs import MAX_DURATION
 from agentd.groups import history
 from agentd.groups.board import RunKey
 from agentd.groups.records import DrainRow, Record

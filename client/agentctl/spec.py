@@ -16,7 +16,9 @@ from agentctl import torchrun
 from agentctl.hosts import Nodes
 from agentd.api.errors import InvalidSpec
 from agentd.api.types import (
+    MAX_DURATION,
     NAME,
+    SHORTEST_LEASE,
     Command,
     EntrypointKind,
     IsolationPolicy,
@@ -95,6 +97,7 @@ def build_wish(flags: SpecFlags, nodes: Nodes) -> Wish:
         ),
     )
     _check_role_nodes(spec)
+    _check_times(spec)
     return Wish(spec=spec, targets=tuple(targets), hub=_hub(flags))
 
 
@@ -227,6 +230,17 @@ def _check_role_nodes(spec: RunSpec) -> None:
                 raise click.UsageError(
                     f"role {role.role!r} names node {node}, which is not in the run's node list"
                 )
+
+
+def _check_times(spec: RunSpec) -> None:
+    """Those of the run, from a flag or a file. agentd would refuse them too, but after it was asked."""
+    for flag, seconds, shortest in (
+        ("--stop-grace", spec.stop_grace, 0.0),
+        ("--monitor-interval", spec.monitor_interval, 0.0),
+        ("--controller-lease", spec.controller_lease, SHORTEST_LEASE),
+    ):
+        if seconds is not None and not shortest <= seconds <= MAX_DURATION:
+            raise click.UsageError(f"{flag}: {seconds:g} s is not a time from {shortest:g} s to a year")
 
 
 def _present(**values: Any) -> dict[str, Any]:

@@ -103,6 +103,8 @@ def test_slots_of_a_hostfile_are_the_workers_unless_a_flag_says_otherwise() -> N
         ({"conf": {"join_timeout": "soon"}}, "join_timeout"),
         ({"conf": {"jion_timeout": "5"}}, "jion_timeout"),
         ({"spec_file": "x.toml"}, "one too many"),
+        ({"controller_lease": 0.2}, "--controller-lease: 0.2 s is not a time from 1 s"),
+        ({"stop_grace": 1e9}, "--stop-grace: .* to a year"),
     ],
 )
 def test_a_wrong_flag_is_a_usage_error_that_names_it(given: dict[str, Any], says: str) -> None:
