@@ -51,8 +51,6 @@ LAST_JOURNAL_WAIT = 5.0
 VIEW_INTERVAL = 0.1
 VIEW_COST = 0.002
 """Seconds between two views for each session, so that pushing them never takes more than a part of a core."""
-VIEW_DELAY = 0.03
-"""Seconds until a view is pushed at the earliest: those who are to do something hear of that first."""
 
 OVERDUE_BEATS = 2.0
 """Heartbeats a node may lack before a failure of its round is suspected to be its doing."""
@@ -308,9 +306,12 @@ class HubRun:
             return
         loop = asyncio.get_running_loop()
         interval = max(VIEW_INTERVAL, VIEW_COST * len(self._sessions))
-        # Never at once: what the nodes are to do goes first, and of a large run all of it.
+        # Of a large run not at once either: what its nodes are to do goes first.
         wait = interval if interval > VIEW_INTERVAL else self._shown_at + interval - loop.time()
-        self._show_again = loop.call_later(max(wait, VIEW_DELAY), self._show_now)
+        if wait > 0:
+            self._show_again = loop.call_later(wait, self._show_now)
+        else:
+            self._show_now()
 
     def _show_now(self) -> None:
         self._show_again = None
