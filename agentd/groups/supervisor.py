@@ -47,6 +47,7 @@ START_PATIENCE_S = 30.0
 """How long a disk may take to let a host start, and how long it is tried when something has run out."""
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
+_OWN_DEEDS = (ev.HostSpawned, ev.Begin)
 KEPT_LOGS = 20_000
 """Log folders that are remembered; the oldest rounds are forgotten first."""
 
@@ -282,7 +283,9 @@ class Supervisor:
         moved = state.phase is not before.phase
         entries = history.of_group(self._spec, event, before, state, time.time())
         ending = state.ending != before.ending
-        if moved or ending or state.round != before.round or isinstance(event, ev.HostSpawned | ev.Begin):
+        promised = moved or ending or state.round != before.round
+        # A stop is the hub's promise, which the hub has journalled: it is said again to whoever forgot it.
+        if (promised and not isinstance(event, ev.RoundStopped)) or isinstance(event, _OWN_DEEDS):
             await self._shared.journal.write(self.row(), *entries)
         elif entries:
             # Together, or the next agentd would tell of it once more.

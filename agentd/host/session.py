@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -264,6 +265,8 @@ class HostSession:
 
 def live(birth: Birth) -> int:
     """Be the host of one group. The exit code is for agentd's log; what happened is in the reports."""
+    # A collection would touch all that was imported, and with it what forked children share.
+    gc.freeze()
     try:
         with Waiter() as waiter, contextlib.closing(HostSession(birth, waiter)) as session:
             session.run()
