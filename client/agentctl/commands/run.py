@@ -65,8 +65,24 @@ def run(**values: Any) -> int:
     _check_standalone(options, wish)
     for note in notes:
         say(note)
-    with _place(options, wish) as target:
-        return _start(wish, options, target)
+    try:
+        with _place(options, wish) as target:
+            return _start(wish, options, target)
+    except KeyboardInterrupt:
+        # Who stays with a run hears of Ctrl-C otherwise.
+        raise Interrupted(wish.spec.run_id, may_run=not options.standalone) from None
+
+
+class Interrupted(CommandFailed):
+    """Ctrl-C before anybody stayed with the run."""
+
+    def __init__(self, run_id: str, *, may_run: bool) -> None:
+        super().__init__(
+            f"interrupted while run {run_id} was being started; `agentctl status {run_id}` tells whether it was"
+            if may_run
+            else "interrupted before the run was started: nothing of it is left",
+            ExitCode.INTERRUPTED,
+        )
 
 
 def _options(values: dict[str, Any]) -> RunOptions:

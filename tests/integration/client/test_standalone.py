@@ -140,6 +140,17 @@ def test_kill_9_of_agentctl_leaves_nothing(tmp_path: Path, own_state: Path) -> N
     wait_until(lambda: not agentd_pids(own_state), 30)
 
 
+def test_ctrl_c_while_agentd_starts_leaves_nothing_and_says_so(tmp_path: Path, own_state: Path) -> None:
+    run = start(program(tmp_path, SLEEPER), str(tmp_path))
+    (agentd,) = wait_until(lambda: agentd_pids(own_state), TIMEOUT_S)
+    os.kill(agentd, signal.SIGSTOP)
+    run.send_signal(signal.SIGINT)
+    _, told = run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == ExitCode.INTERRUPTED
+    assert told.strip() == "agentctl: interrupted before the run was started: nothing of it is left"
+    wait_until(lambda: is_gone(agentd), 30)
+
+
 def test_a_terminal_that_is_lost_while_agentd_starts_does_not_end_the_run(
     tmp_path: Path, own_state: Path
 ) -> None:
