@@ -34,6 +34,10 @@ _HELP: Mapping[str, tuple[str, str]] = {
         "HOST[:PORT]",
         "What other machines are told. Default: a specific bound address, else that of the route to the hub.",
     ),
+    "metrics_listen": (
+        "HOST:PORT",
+        "Where Prometheus finds the node's conditions (GET /metrics). Default: nowhere.",
+    ),
     "node_id": ("ID", "This node's name. Default: the host name."),
     "state_dir": (
         "DIR",

@@ -91,6 +91,8 @@ class Config:
     """HOST[:PORT] that other machines are told. Empty: found from what is bound and from the route."""
     port_file: str = ""
     """Gets the bound addresses, one on a line, once agentd serves."""
+    metrics_listen: str = ""
+    """HOST:PORT that tells the node's conditions to Prometheus. Empty: none does."""
     insecure: bool = False
     """Allows addresses beyond loopback although nobody is asked who they are."""
     host_mode: HostMode = HostMode.KEEP

@@ -72,6 +72,15 @@ def _target(text: str) -> str:
         raise ValueError(error.facts["problem"]) from None
 
 
+def _optional_address(value: object) -> str:
+    if not _text(value):
+        return ""
+    target = _target(_text(value))
+    if parse_target(target).is_unix:
+        raise ValueError("who collects metrics asks over TCP; give HOST:PORT")
+    return target
+
+
 def _targets(value: object) -> tuple[str, ...]:
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)) or not items:
@@ -196,6 +205,7 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("state_dir", "AGENTD_STATE_DIR", "--state-dir", _path),
         Setting("listen", "AGENTD_LISTEN", "--listen", _targets),
         Setting("advertise_addr", "AGENTD_ADVERTISE_ADDR", "--advertise-addr", _advertised),
+        Setting("metrics_listen", "AGENTD_METRICS_LISTEN", "--metrics-listen", _optional_address),
         Setting("port_file", "AGENTD_PORT_FILE", "--port-file", _optional_path),
         Setting("insecure", "AGENTD_INSECURE", "--insecure", _flag),
         Setting("host_mode", "AGENTD_HOST_MODE", "--host-mode", _one_of(HostMode)),

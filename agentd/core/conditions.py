@@ -43,6 +43,8 @@ class Condition(str, enum.Enum):
         return self.value
 
 
+OF_RUNS: Final = frozenset({Condition.LOGS_CUT, Condition.LOGS_NOT_KEPT})
+"""They degrade runs, not their node."""
 REFUSES_RUNS: Final = frozenset(
     {
         Condition.STATE_DISK_FULL,

@@ -20,7 +20,7 @@ from agentd.api.targets import Target
 from agentd.api.types import StreamEnd, StreamEndCause
 from agentd.config import Config
 from agentd.config.model import HostMode
-from agentd.daemon import announce, systemd
+from agentd.daemon import announce, metrics, systemd
 from agentd.daemon.eventlog import to_standard_error
 from agentd.daemon.exits import ExitCode, ListenFailed, StartFailed
 from agentd.daemon.parts import Parts, opened
@@ -92,6 +92,8 @@ class _Daemon:
                 parts.hub.serve()
                 _collect_seldom()
                 parts.health.serving(True)
+                told = metrics.served(self._config.metrics_listen, parts.registry, self._config.node_id)
+                await stack.enter_async_context(told)
                 await self._announce(parts, bound)
                 reporting = asyncio.create_task(systemd.report(lambda: self._status_line(parts)))
                 stack.callback(reporting.cancel)

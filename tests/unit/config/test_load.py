@@ -206,3 +206,9 @@ def test_what_is_shown_names_the_origin_of_each_value() -> None:
     shown = json.loads(as_json(found))
     assert shown["log.format"] == {"value": "json", "origin": "file a.toml"}
     assert shown["shutdown.grace"] == {"value": None, "origin": "default"}
+
+
+def test_metrics_are_told_over_tcp_only() -> None:
+    assert loaded(flags={"metrics_listen": "127.0.0.1:9460"}).config.metrics_listen == "127.0.0.1:9460"
+    with pytest.raises(ConfigError, match="give HOST:PORT"):
+        loaded(flags={"metrics_listen": "unix:/run/metrics"})
