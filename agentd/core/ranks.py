@@ -1,11 +1,17 @@
-"""How ranks are dealt out: each group of a round gets consecutive ones, of the round and of its role."""
+"""How ranks are dealt out: each group of a round gets consecutive ones, of the round and of its role.
+
+And how some are named in a sentence.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from agentd.quickdata import dataclass
+
+NAMED = 8
+"""Ranks in one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +37,10 @@ def deal_ranks(groups: Sequence[tuple[str, int]]) -> list[RankBases]:
         dealt += size
         dealt_to[role] += size
     return bases
+
+
+def named(ranks: Collection[int]) -> str:
+    """`rank 3`, `ranks 0, 1`, or the first few and how many more there are."""
+    told, more = sorted(ranks)[:NAMED], len(ranks) - NAMED
+    noun = "rank" if len(ranks) == 1 else "ranks"
+    return f"{noun} {', '.join(map(str, told)) or 'none'}" + (f" and {more} more" if more > 0 else "")

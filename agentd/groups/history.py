@@ -21,6 +21,7 @@ from agentd.api.types import (
 from agentd.core import group_events as ev
 from agentd.core.conditions import Condition
 from agentd.core.group import GroupState
+from agentd.core.ranks import named
 from agentd.groups.records import EventRow, RunRow
 from agentd.host.wire import HostSpec
 
@@ -85,8 +86,7 @@ def stop_asked(status: RunStatus, request: StopRequest, caller: str, now: float)
 
 def signal_sent(status: RunStatus, signum: int, ranks: tuple[int, ...], caller: str, now: float) -> EventRow:
     """Somebody sent workers a signal."""
-    named = ", ".join(map(str, ranks)) or "none"
-    detail = f"{signal_name(signum)} to ranks {named}, asked from {caller or 'here'}"
+    detail = f"{signal_name(signum)} to {named(ranks)}, asked from {caller or 'here'}"
     return _of_run(EventKind.SIGNAL_SENT, status, detail, now)
 
 

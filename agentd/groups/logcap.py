@@ -16,6 +16,7 @@ from typing import Protocol
 
 from agentd.api.types import LogStream
 from agentd.core.conditions import Condition
+from agentd.core.ranks import named
 from agentd.groups import layout
 from agentd.groups.board import RunKey
 from agentd.groups.logcursor import WorkerLog, newest_round
@@ -29,7 +30,6 @@ KEPT_SHARE = 0.75
 """Of the cap, what is left of a file that is cut: else every look would cut a little."""
 
 _BLOCK = 512
-_NAMED = 8
 _log = logging.getLogger(__name__)
 
 
@@ -99,12 +99,10 @@ class LogCap:
         before = len(ranks)
         ranks.update(log.rank for log in cut)
         if len(ranks) > before:
-            named = ", ".join(map(str, sorted(ranks)[:_NAMED]))
-            more = f" and {len(ranks) - _NAMED} more" if len(ranks) > _NAMED else ""
             self._runs.note(
                 key,
                 Condition.LOGS_CUT,
-                f"the oldest output of ranks {named}{more} was removed: "
+                f"the oldest output of {named(ranks)} was removed: "
                 f"{self._cap} bytes of each file are kept (logs.cap)",
             )
 

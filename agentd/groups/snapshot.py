@@ -8,6 +8,7 @@ from dataclasses import replace
 from agentd.api.types import TERMINAL, GroupStatus, NodeStatus, Phase, RunSpec, RunStatus
 from agentd.core.conditions import Condition
 from agentd.core.lifecycle import least_advanced
+from agentd.core.ranks import named
 from agentd.core.specs import member_bounds
 from agentd.quickdata import dataclass
 
@@ -60,11 +61,11 @@ def own_part(
 
 def _unkept_logs(groups: Iterable[GroupStatus]) -> Mapping[str, str]:
     """Workers that have no log folder, and why that can be."""
-    ranks = sorted(worker.rank for group in groups for worker in group.workers if not worker.log_dir)
+    ranks = {worker.rank for group in groups for worker in group.workers if not worker.log_dir}
     if not ranks:
         return {}
-    named = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
-    sentence = f"the disk took no log folder when ranks {named} started: their output is dropped"
+    whose = "its" if len(ranks) == 1 else "their"
+    sentence = f"the disk took no log folder when {named(ranks)} started: {whose} output is dropped"
     return {Condition.LOGS_NOT_KEPT.value: sentence}
 
 

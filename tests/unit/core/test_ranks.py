@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.core.ranks import RankBases, deal_ranks
+from agentd.core.ranks import RankBases, deal_ranks, named
 
 GROUPS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 5)), min_size=1, max_size=12)
 
@@ -29,3 +29,10 @@ def test_two_roles_count_on_their_own() -> None:
         RankBases(2, 6, 0, 3),
         RankBases(5, 6, 2, 3),
     ]
+
+
+def test_ranks_are_named_as_one_or_as_several_and_never_all_of_many() -> None:
+    assert named({7}) == "rank 7"
+    assert named({1, 0}) == "ranks 0, 1"
+    assert named(range(10)) == "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
+    assert named(()) == "ranks none"
