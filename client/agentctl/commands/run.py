@@ -78,7 +78,7 @@ class Interrupted(CommandFailed):
 
     def __init__(self, run_id: str, *, may_run: bool) -> None:
         super().__init__(
-            f"interrupted while run {run_id} was being started; `agentctl status {run_id}` tells whether it was"
+            f"interrupted while run {run_id} was being started: `agentctl status {run_id}` tells how it is"
             if may_run
             else "interrupted before the run was started: nothing of it is left",
             ExitCode.INTERRUPTED,
