@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 
 from agentd.core.conditions import Condition
@@ -36,7 +36,7 @@ class StuckGroup:
     @property
     def sentence(self) -> str:
         """For people: whose they are, and where they hang."""
-        return f"run {self.run_id}, role {self.role}: SIGKILL did not end {describe(self.processes)}"
+        return f"run {self.run_id}, role {self.role}: {tree.unkillable(self.processes)}"
 
 
 class StuckBook:
@@ -80,11 +80,6 @@ class StuckBook:
     def _show(self) -> None:
         sentence = "; ".join(group.sentence for group in self._groups.values())
         self._conditions.put(Condition.UNKILLABLE, sentence)
-
-
-def describe(processes: Sequence[StuckProcess]) -> str:
-    """Each pid with the place in the kernel where it hangs."""
-    return ", ".join(f"{each.pid} ({each.wait_channel or 'where is unknown'})" for each in processes)
 
 
 def _still_there(marks: Marks) -> bool:

@@ -30,7 +30,7 @@ from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Member
 from agentd.groups.reap import SECOND_LOOK_S
 from agentd.groups.records import GroupRow
-from agentd.groups.stuck import StuckGroup, describe
+from agentd.groups.stuck import StuckGroup
 from agentd.groups.witness import VERDICT, WorkerWitness
 from agentd.host import wire
 from agentd.host.handle import HostHandle
@@ -236,8 +236,7 @@ class Supervisor:
         except Exception:  # noqa: BLE001 - a second fault must not hide the first
             _log.exception("what is left of a group is not known", extra=self._facts())
         else:
-            unkillable = f"SIGKILL did not end {describe(stuck)}" if stuck else ""
-            self._member.gone(self.role, self._state.round, 0, unkillable)
+            self._member.gone(self.role, self._state.round, 0, tree.unkillable(stuck))
         self._state = replace(self._state, phase=Phase.LOST, reason=reason)
         self._status = self._state.as_status()
 
@@ -406,7 +405,7 @@ class Supervisor:
         ending = self._state.ending
         left_s = LEFTOVER_GRACE_S if ending is None else ending.kill_at - time.monotonic()
         stuck = await self._end_what_is_left(min(LEFTOVER_GRACE_S, max(0.0, left_s)))
-        self.post(ev.Swept(f"SIGKILL did not end {describe(stuck)}" if stuck else ""))
+        self.post(ev.Swept(tree.unkillable(stuck)))
 
     async def _end_what_is_left(self, grace_s: float) -> tuple[tree.StuckProcess, ...]:
         """Of a host that is gone; answers what SIGKILL did not end."""

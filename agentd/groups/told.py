@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator
+from itertools import chain, repeat
 from typing import TypeAlias
 
 from agentd.api.types import Failure, WorkerState, WorkerStatus
@@ -12,6 +12,7 @@ from agentd.core import group_events as ev
 from agentd.groups.logs import WorkerLog
 from agentd.groups.records import ElasticEventRow
 from agentd.host import wire
+from agentd.procs.tree import StuckProcess, unkillable
 
 Told: TypeAlias = (
     wire.Ready
@@ -44,7 +45,7 @@ def event_of(spec: wire.HostSpec, frame: Told) -> ev.GroupEvent:
         case wire.Isolated():
             return ev.RoundStopped(frame.round, frame.reason)
         case wire.Unkillable():
-            return ev.WorkersUnkillable(_stuck_sentence(frame.pids, frame.wait_channels))
+            return ev.WorkersUnkillable(unkillable(_stuck(frame)))
         case wire.Ended():
             return ev.HostEnding(frame.reason)
 
@@ -123,7 +124,7 @@ def _failed(spec: wire.HostSpec, frame: wire.Failed) -> ev.WorkersFailed:
     return ev.WorkersFailed(frame.round, failures, ages, frame.reason)
 
 
-def _stuck_sentence(pids: Sequence[int], channels: Sequence[str]) -> str:
-    pairs = itertools.zip_longest(pids, channels[: len(pids)], fillvalue="")
-    named = ", ".join(f"{pid} ({channel or 'where is unknown'})" for pid, channel in pairs)
-    return f"SIGKILL did not end {named}"
+def _stuck(frame: wire.Unkillable) -> Iterator[StuckProcess]:
+    # The host may not have told where all of them hang.
+    channels = chain(frame.wait_channels, repeat(""))
+    return map(StuckProcess, frame.pids, channels)

@@ -59,10 +59,9 @@ class UnkillableWorkers(Exception):
     def __init__(self, stuck: Sequence[StuckProcess]) -> None:
         self.pids = tuple(process.pid for process in stuck)
         self.wait_channels = tuple(process.wait_channel for process in stuck)
-        where = ", ".join(f"{p.pid} ({p.wait_channel or 'wait channel unknown'})" for p in stuck)
         super().__init__(
-            f"SIGKILL did not end these processes: {where}. They hang in the kernel, most often on storage "
-            "or a device; restart the node, or what it hangs on."
+            f"{tree.unkillable(stuck)}: held in the kernel, most often by storage or a device. "
+            "Restart the node, or what it hangs on."
         )
 
 

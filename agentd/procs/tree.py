@@ -55,6 +55,12 @@ class StuckProcess:
     wait_channel: str
 
 
+def unkillable(processes: Iterable[StuckProcess]) -> str:
+    """One clause for people: each pid with the place in the kernel where it hangs. Empty: there is none."""
+    named = ", ".join(f"{each.pid} ({each.wait_channel or 'where is unknown'})" for each in processes)
+    return f"SIGKILL did not end {named}" if named else ""
+
+
 def find(marks: Marks) -> list[ProcessStat]:
     """The group's living processes, but never the caller's own."""
     everything = {stat.pid: stat for stat in procfs.processes()}
