@@ -31,23 +31,32 @@ class ErrorGuard(grpc.aio.ServerInterceptor):
 
     def __init__(self, node_id: str) -> None:
         self._node_id = node_id
+        self._guarded: dict[str, tuple[Handler, Handler]] = {}
+        """By method: its handler, and that as it is guarded."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        handler: Any = await continuation(handler_call_details)
+        handler = await continuation(handler_call_details)
         if handler is None:
             return handler
+        method = handler_call_details.method
+        known = self._guarded.get(method)
+        if known is None or known[0] is not handler:
+            known = self._guarded[method] = handler, self._guard(handler, method)
+        return known[1]
+
+    def _guard(self, handler: Any, method: str) -> Handler:
         kind = "stream" if handler.request_streaming else "unary"
         name = f"{kind}_{'stream' if handler.response_streaming else 'unary'}"
         wrap = self._streaming if handler.response_streaming else self._single
         make: Any = getattr(grpc, f"{name}_rpc_method_handler")
         wrapped: Handler = make(
-            wrap(getattr(handler, name), handler_call_details.method),
+            wrap(getattr(handler, name), method),
             request_deserializer=_tolerant(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
+            response_serializer=_once(handler.response_serializer),
         )
         return wrapped
 
@@ -91,6 +100,19 @@ async def _write(context: Context, answer: Any) -> bool:
     except grpc.aio.InternalError:
         return False
     return True
+
+
+def _once(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Encode what is sent to many streams, one after the other, for the first of them only."""
+    last: tuple[Any, bytes] = (None, b"")
+
+    def write(message: Any) -> bytes:
+        nonlocal last
+        if message is not last[0]:
+            last = message, serialize(message)
+        return last[1]
+
+    return write
 
 
 class _Undecodable:
