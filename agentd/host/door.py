@@ -18,6 +18,7 @@ from agentd.api.patience import within
 from agentd.host.handle import HostHandle, HostListener
 from agentd.host.hostlog import HOST_LOG
 from agentd.host.link import SOCKET_NAME
+from agentd.host.stock import HostStock
 from agentd.host.wire import (
     Frame,
     FrameReader,
@@ -42,6 +43,10 @@ _HELLO_TIMEOUT_S = 10.0
 _READ_SIZE = 65_536
 TRY_AGAIN_S = 0.5
 """Between two tries to listen where the disk takes no file."""
+STOCK_FROM = 2
+"""Which host is followed by one in stock: an agentd that starts a second one will start a third."""
+REFILL_S = 0.3
+"""What a host has for its workers' start, before the next one is put in stock."""
 _log = logging.getLogger(__name__)
 
 
@@ -61,6 +66,9 @@ class HostDoor:
         self._trying: asyncio.Task[None] | None = None
         self._expected: dict[str, HostHandle] = {}  # by token
         self._connections: set[asyncio.Task[None]] = set()
+        self._stock = HostStock(_command(), _environment(), state_dir)
+        self._started = 0
+        self._refill: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         """Listen, or as soon as the disk takes the socket's name. Raises `OSError` for what does not pass."""
@@ -101,6 +109,9 @@ class HostDoor:
             self._server.close()
             with contextlib.suppress(OSError):  # a disk that is read-only by now
                 await asyncio.to_thread(Path(self._state_dir, SOCKET_NAME).unlink, missing_ok=True)
+        if self._refill is not None:
+            self._refill.cancel()
+        await asyncio.get_running_loop().run_in_executor(None, self._stock.close)
         for handle in self._expected.values():
             handle.expect_nothing()
         for task in self._connections:
@@ -119,12 +130,21 @@ class HostDoor:
         self._expected[spec.token] = handle
         try:
             loop = asyncio.get_running_loop()
-            child = await loop.run_in_executor(self._disk, _spawn_host, spec, self._state_dir, group_dir)
+            child = await loop.run_in_executor(
+                self._disk, _host_of, self._stock, spec, self._state_dir, group_dir
+            )
         except BaseException:
             self._forget(spec.token)
             raise
         handle.watch(child)
+        self._started += 1
+        if self._started >= STOCK_FROM and self._refill is None:
+            self._refill = loop.call_later(REFILL_S, self._fill_stock)
         return handle
+
+    def _fill_stock(self) -> None:
+        self._refill = None
+        asyncio.get_running_loop().run_in_executor(self._disk, self._stock.fill)
 
     def await_host(
         self, spec: HostSpec, group_dir: str, identity: ProcessIdentity, heard: int, listener: HostListener
@@ -213,33 +233,48 @@ async def _first_frames(reader: asyncio.StreamReader, frames: FrameReader) -> li
             return found
 
 
-def _spawn_host(spec: HostSpec, state_dir: str, group_dir: str) -> Child:
+def _command() -> list[str]:
+    # -S: a host needs the standard library and agentd, and is there sooner without the site packages.
+    return [sys.executable, "-S", "-m", "agentd.host"]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": PACKAGES}
+
+
+def _host_of(stock: HostStock, spec: HostSpec, state_dir: str, group_dir: str) -> Child:
     own = identify(os.getpid())
     assert own is not None
     arguments = [state_dir, group_dir, spec.run_id, str(spec.incarnation), spec.role]
-    # -S: a host needs the standard library and agentd, and is there sooner without the site packages.
-    argv = [sys.executable, "-S", "-m", "agentd.host", *arguments, str(own.pid), str(own.start_time)]
-    env = {
-        **os.environ,
-        TOKEN_VARIABLE: spec.token,
-        "PYTHONPATH": PACKAGES,
-    }
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    arguments += [str(own.pid), str(own.start_time)]
+    log = _opened_log(group_dir)
     try:
-        log = os.open(f"{group_dir}/{HOST_LOG}", flags, 0o600)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            problem = error.strerror or str(error)
-            raise SpawnError(error.errno or 0, f"{group_dir}/{HOST_LOG}", problem) from error
-        log = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        child = spawn(argv, env=env, cwd=group_dir, stdout_fd=log, stderr_fd=log, parent_death_signal=None)
+        child = stock.take(spec.token, arguments, log) or spawn(
+            [*_command(), *arguments],
+            env={**_environment(), TOKEN_VARIABLE: spec.token},
+            cwd=group_dir,
+            stdout_fd=log,
+            stderr_fd=log,
+            parent_death_signal=None,
+        )
     finally:
         os.close(log)
     # It starts nothing before it is welcomed, so that all of the group is in there.
     if spec.cgroup and not cgroups.enter(spec.cgroup, child.pid):
         _log.warning("a host is not in its cgroup", extra={"pid": child.pid, "cgroup": spec.cgroup})
     return child
+
+
+def _opened_log(group_dir: str) -> int:
+    """What the host writes beside its reports: to nowhere, on a disk that takes no file."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(f"{group_dir}/{HOST_LOG}", flags, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            problem = error.strerror or str(error)
+            raise SpawnError(error.errno or 0, f"{group_dir}/{HOST_LOG}", problem) from error
+        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def _bound_below(directory: str, name: str) -> tuple[socket.socket, tuple[int, int]]:

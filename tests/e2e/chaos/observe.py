@@ -13,10 +13,11 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from agentd.host.stock import IN_STOCK
 from tests.support import leaks
 
 BYSTANDER = "CHAOS_BYSTANDER"
@@ -31,6 +32,8 @@ class Role(enum.Enum):
     AGENTD = "agentd"
     HOST = "host"
     WORKER = "worker"
+    STOCK = "host in stock"
+    """Its agentd's own, until it becomes some run's host."""
     OTHER = "other"
     """Not yet what it will be, or none of these."""
 
@@ -114,6 +117,8 @@ class Observer:
             return None
         if "AGENTD_ROUND" in environ:
             return _worker(found, environ, leads=int(fields[3]) == pid)
+        if IN_STOCK in command:
+            return replace(found, role=Role.STOCK)
         if "agentd.host" in command:
             place = command.index("agentd.host")
             run_id, incarnation = command[place + 3], int(command[place + 4])
@@ -133,7 +138,7 @@ class Observer:
 def _settled(seen: Seen | None, start_time: int) -> bool:
     """Whether a process is what it will be: a young stranger may be on its way into a node."""
     if seen is not None:
-        return seen.role is not Role.OTHER
+        return seen.role not in (Role.OTHER, Role.STOCK)
     return boottime() - start_time / _TICKS > YOUNG_S
 
 
