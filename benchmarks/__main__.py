@@ -12,9 +12,11 @@ from typing import Final, NamedTuple
 
 from rich.console import Console
 
-from benchmarks import cases, scale, torchrun
+from benchmarks import cases, path, scale, torchrun
 from benchmarks.detection import detection
 from benchmarks.figures import Figure, show, write
+from benchmarks.idle import idle
+from benchmarks.spawning import spawning
 
 
 class Wish(NamedTuple):
@@ -31,6 +33,9 @@ GROUPS: Final[Mapping[str, Callable[[Wish], list[Figure]]]] = {
     "memory": lambda wish: cases.memory(wish.root),
     "imports": lambda wish: [cases.imports(wish.rounds)],
     "status": lambda wish: [cases.status(wish.root, calls=500)],
+    "path": lambda wish: path.paths(wish.root, wish.rounds),
+    "spawning": lambda wish: spawning(wish.rounds),
+    "idle": lambda wish: idle(wish.root, wish.rounds),
     "detection": lambda wish: detection(wish.root, wish.rounds),
     "rendezvous": lambda wish: scale.rendezvous(wish.root, scale.sizes(wish.full), wish.rounds),
 }

@@ -18,7 +18,7 @@ from agentd.host.reports import read_reports
 from agentd.host.wire import Exited, Ready, ReportFrame, Started
 from agentd_client import AgentClient
 from benchmarks.figures import Figure
-from tests.support.fleet import Controller, Fleet, agentctl, fleet, write_script
+from tests.support.fleet import Fleet, agentctl, fleet, write_script
 from tests.support.waiting import wait_until
 
 PATIENCE_S = 60.0
@@ -71,6 +71,12 @@ class Restart:
     """Of one worker until its first line, the slowest."""
 
 
+def paths(root: Path, rounds: int) -> list[Figure]:
+    """On one node, two and eight; of eight each has one worker, for the sake of small machines."""
+    sizes = ((1, 2), (2, 2), (8, 1))
+    return [figure for nodes, workers in sizes for figure in path(root / str(nodes), nodes, workers, rounds)]
+
+
 def path(root: Path, nodes: int, workers: int, rounds: int) -> list[Figure]:
     """Kill a worker on the node farthest from the hub again and again."""
     samples = restarts(root, nodes, workers, rounds)
@@ -84,13 +90,12 @@ def path(root: Path, nodes: int, workers: int, rounds: int) -> list[Figure]:
         )
         for number, stage in enumerate(STAGES)
     ]
-    for what, used in (
-        ("all agentds", [sample.agentd_cpu for sample in samples]),
-        ("all hosts", [sample.host_cpu for sample in samples]),
-        ("one worker to its first line", [sample.worker_cpu for sample in samples]),
-    ):
-        figures.append(Figure(what=f"... CPU of {what}", unit="ms", ours=tuple(used)))
-    return figures
+    used = {
+        "all agentds": tuple(sample.agentd_cpu for sample in samples),
+        "all hosts": tuple(sample.host_cpu for sample in samples),
+        "one worker to its first line": tuple(sample.worker_cpu for sample in samples),
+    }
+    return figures + [Figure(what=f"... CPU of {who}", unit="ms", ours=cpu) for who, cpu in used.items()]
 
 
 _TARGETS = {
@@ -108,14 +113,14 @@ def restarts(root: Path, nodes: int, workers: int, rounds: int) -> list[Restart]
     notes.mkdir(parents=True)
     script = str(write_script(root / "note.py", *NOTE_START))
     with fleet(root, *(f"n{number}" for number in range(nodes))) as made:
-        arguments = ["run", "--nodes", made.targets(), "--nproc-per-node", str(workers), "--run-id", RUN]
-        arguments += ["--max-restarts", "100000", script, str(notes)]
-        with Controller(*arguments, root=root):
-            watched = _Watched(made, notes, nodes * workers)
-            found = [watched.kill_one() for _ in range(rounds)]
-            stopped = agentctl("stop", RUN, "--nodes", made.targets(), "--stop-grace", "1")
-            if stopped.returncode:
-                raise RuntimeError(f"the run could not be stopped:\n{stopped.stderr}")
+        # Detached: a client that follows the run would take its part of the processors.
+        ctl(
+            *("run", "--detach", "--nodes", made.targets(), "--nproc-per-node", str(workers)),
+            *("--run-id", RUN, "--max-restarts", "100000", script, str(notes)),
+        )
+        watched = _Watched(made, notes, nodes * workers)
+        found = [watched.kill_one() for _ in range(rounds)]
+        ctl("stop", RUN, "--nodes", made.targets(), "--stop-grace", "1")
     return found
 
 
@@ -139,11 +144,11 @@ class _Watched:
         round_ = self._running[0].round
         marks = {name: self._newest(name) for name in self._made.nodes}
         victim = max(self._running, key=lambda note: note.rank)
-        agentds, hosts = _cpu_ms(self._agentds), _cpu_ms(self._hosts)
+        agentds, hosts = cpu_ms(self._agentds), cpu_ms(self._hosts)
         killed = time.time()
         os.kill(victim.pid, signal.SIGKILL)
         self._running = self._wait_for_round(round_ + 1)
-        agentds, hosts = _cpu_ms(self._agentds) - agentds, _cpu_ms(self._hosts) - hosts
+        agentds, hosts = cpu_ms(self._agentds) - agentds, cpu_ms(self._hosts) - hosts
         reached = self._stages(round_, victim.pid, marks)
         return Restart(
             reached=tuple((moment - killed) * 1e3 for moment in reached),
@@ -206,7 +211,7 @@ def _note(path: Path) -> Note:
     return Note(round_, rank, pid, began, cpu_s)
 
 
-def _cpu_ms(pids: list[int]) -> float:
+def cpu_ms(pids: list[int]) -> float:
     """What these processes have used of the processors, in milliseconds. The kernel's clock of a process."""
     return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids) * 1e3  # noqa: TID251
 
@@ -218,3 +223,10 @@ def _time(reports: Sequence[ReportFrame], wanted: Callable[[ReportFrame], bool])
 
 def _moment(events: Sequence[Event], kind: EventKind, round_: int) -> float:
     return next(event.time for event in events if event.kind == kind and event.round == round_)
+
+
+def ctl(*arguments: str) -> None:
+    """Run `agentctl`, which must succeed."""
+    done = agentctl(*arguments, timeout=PATIENCE_S)
+    if done.returncode:
+        raise RuntimeError(f"agentctl {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr}")
