@@ -14,6 +14,7 @@ from agentd.api.errors import AgentError, Code
 from agentd.api.types import TERMINAL, Phase, RunRequest
 from agentd.core import defaults
 from agentd.groups.archive import Archive
+from agentd.groups.background import Background
 from agentd.groups.intake import Intake
 from agentd.groups.ports import Rendezvous
 from agentd.groups.recovery import FormerRun
@@ -44,20 +45,15 @@ class Rejoin:
         self._rendezvous = rendezvous
         self._archive = archive
         self._stays_out = stays_out
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tries = Background()
 
     def after(self, group: StuckGroup) -> None:
         """Nothing is left of this group any more."""
-        task = asyncio.get_running_loop().create_task(self._try(group), name=f"rejoin {group.run_id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tries.begin(self._try(group), f"rejoin {group.run_id}")
 
     async def close(self) -> None:
         """Bring none back any more."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tries.close()
 
     async def _try(self, group: StuckGroup) -> None:
         facts = {"run_id": group.run_id, "incarnation": group.incarnation, "role": group.role}

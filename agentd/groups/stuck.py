@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from agentd.core.conditions import Condition
+from agentd.groups.background import Background
 from agentd.groups.conditions import Conditions
 from agentd.procs import tree
 from agentd.procs.tree import Marks, StuckProcess
@@ -50,22 +51,17 @@ class StuckBook:
         self._sweeps = sweeps
         self._gone = gone
         self._groups: dict[str, StuckGroup] = {}  # by token
-        self._watches: set[asyncio.Task[None]] = set()
+        self._watches = Background()
 
     def add(self, group: StuckGroup) -> None:
         """Watch what is left of a group until it is gone."""
         self._groups[group.marks.token] = group
         self._show()
-        task = asyncio.get_running_loop().create_task(self._watch(group), name=f"stuck {group.run_id}")
-        self._watches.add(task)
-        task.add_done_callback(self._watches.discard)
+        self._watches.begin(self._watch(group), f"stuck {group.run_id}")
 
     async def close(self) -> None:
         """Watch no more."""
-        for task in self._watches:
-            task.cancel()
-        if self._watches:
-            await asyncio.wait(self._watches)
+        await self._watches.close()
 
     async def _watch(self, group: StuckGroup) -> None:
         loop = asyncio.get_running_loop()

@@ -13,7 +13,7 @@ import secrets
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from agentd.core.conditions import Condition
 from agentd.core.contact import Contact
 from agentd.core.group import GroupState, HostState, step
 from agentd.groups import history, layout, told
+from agentd.groups.background import Background
 from agentd.groups.facilities import Facilities
 from agentd.groups.left import LeftGroup, state_text
 from agentd.groups.logs import WorkerLog
@@ -96,7 +97,7 @@ class Supervisor:
                 well=all(worker.state is WorkerState.SUCCEEDED for worker in ended),
             )
         self._logs: deque[WorkerLog] = deque(left.logs if left else (), maxlen=KEPT_LOGS)
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Background(self._failed)
         self._fault: BaseException | None = None
         """Of something in the background."""
         self._task = asyncio.get_running_loop().create_task(self._live(), name=f"group {self._dir}")
@@ -167,10 +168,9 @@ class Supervisor:
     async def close(self) -> None:
         """Watch over nothing any more. Ends nothing: that is `Finish`."""
         self._witness.clear()
-        tasks = {self._task, *self._background}
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        self._task.cancel()
+        self._background.keep(self._task)
+        await self._background.close()
 
     # What the host says.
 
@@ -310,7 +310,7 @@ class Supervisor:
             case ev.SendFinish(phase, reason, grace):
                 self._tell(wire.FinishHost(state=phase.value, reason=reason, grace_s=grace))
             case ev.Sweep():
-                self._in_background(self._sweep())
+                self._background.begin(self._sweep())
             case ev.HubReady(port):
                 size = self._spec.local_world_size
                 self._member.ready(self.role, size, port, self._state.round)
@@ -391,7 +391,7 @@ class Supervisor:
         reason = f"it hangs: it did not tell {untold}"
         _log.warning("a host is ended because %s", reason, extra=self._facts())
         self.post(ev.HostEnding(reason))
-        self._in_background(self._sweep())
+        self._background.begin(self._sweep())
 
     async def _sweep(self) -> None:
         """End the host if it lives; its exit asks for another sweep. Else end what it left."""
@@ -439,17 +439,10 @@ class Supervisor:
             processes=processes,
         )
 
-    def _in_background(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background_ended)
-
-    def _background_ended(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            # Nothing would follow on it: it is a fault of the group's life.
-            self._fault = fault
-            self._wake.set()
+    def _failed(self, fault: BaseException) -> None:
+        """Nothing would follow on what failed beside: it is a fault of the group's life."""
+        self._fault = fault
+        self._wake.set()
 
     def _facts(self) -> dict[str, object]:
         return {
