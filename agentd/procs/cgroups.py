@@ -79,7 +79,11 @@ def remove(folder: str) -> bool:
 
 
 def clear() -> None:
-    """Remove what agentds that died too early have left empty. Whatever holds a process stays."""
+    """Remove what agentds that died too early have left empty. Whatever holds a process stays.
+
+    Its age goes by the time of day, the only one the kernel tells. A clock that jumped costs no process: one
+    that finds its cgroup gone does without, see `enter`.
+    """
     home = own_home()
     for folder in home.glob(f"{PREFIX}*") if home is not None else ():
         with contextlib.suppress(OSError):

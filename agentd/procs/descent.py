@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from agentd.procs import prctl, procfs
 from agentd.procs.procfs import PROC, ProcessStat
-from agentd.procs.spare import SHORTAGE, asked
+from agentd.procs.spare import NO_ANSWER, asked
 
 Judge: TypeAlias = "Callable[[ProcessStat], bool]"
 
@@ -48,7 +48,7 @@ def children(pid: int) -> list[int] | None:
             path = f"{PROC}/{pid}/task/{task}/children"
             found.extend(map(int, asked(lambda path=path: procfs.content(path)).split()))  # type: ignore[misc]
     except OSError as error:
-        if error.errno in SHORTAGE:
+        if error.errno in NO_ANSWER:
             raise
         return None
     return found

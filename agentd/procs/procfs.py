@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from agentd.procs.spare import SHORTAGE, asked
+from agentd.procs.spare import NO_ANSWER, asked
 from agentd.quickdata import dataclass
 
 PROC = "/proc"
@@ -86,7 +86,7 @@ def _read(path: str) -> bytes | None:
     try:
         return asked(lambda: content(path))
     except OSError as error:
-        if error.errno in SHORTAGE:
+        if error.errno in NO_ANSWER:
             raise
         return None
 

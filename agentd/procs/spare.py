@@ -15,8 +15,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""What says nothing about the file that was to be opened."""
+NO_ANSWER = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors that say nothing about the file that was to be opened, not even that it is gone."""
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE)
 _PATIENCE_S = 1.0
@@ -31,6 +31,7 @@ class Spare:
         self._fd = _opened()
 
     def lend(self, call: Callable[[], T]) -> T:
+        """What `call` answers, with one descriptor more to be had than before. Raises what it raises."""
         with self._lock:
             if self._fd is not None:
                 os.close(self._fd)
