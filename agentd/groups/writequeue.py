@@ -20,6 +20,12 @@ from agentd.groups.tidying import tidy_if_possible
 _RETRY_S = 0.5
 _PROBE = "INSERT OR REPLACE INTO meta VALUES ('written_again_at', ?)"
 _TIDY_EACH = 2000
+FOLD_AFTER_S = 0.5
+"""Without a write, before the write-ahead log is put into the database."""
+FOLDED_TOGETHER = 250
+"""Records; a shorter log is left as it is."""
+MOST_PAGES = 10_000
+"""Of the log, 40 MiB; SQLite's own measure is a thousand."""
 _UNFIT = (ValueError, OverflowError, TypeError, sqlite3.DataError)
 """What a record raises that no other try would write."""
 _log = logging.getLogger(__name__)
@@ -64,18 +70,23 @@ class WriteQueue:
     def drain(self, db: sqlite3.Connection) -> bool:
         """Write until closed and empty or unwritable; True: the file is damaged and is to be opened again."""
         count = 0
+        log = _WriteAheadLog(db)
         while True:
             with self._condition:
-                self._condition.wait_for(
+                asked = self._condition.wait_for(
                     lambda: self._records or self._waiting or self._closed,
-                    _RETRY_S if self.problem else None,
+                    _RETRY_S if self.problem else log.patience(),
                 )
                 records, self._records = self._records, {}
                 waiting, self._waiting = self._waiting, []
                 closed = self._closed
+            if not (asked or self.problem):
+                log.fold()
+                continue
             error = self._commit(db, records)
             if error is None:
                 count += len(records)
+                log.grew(len(records))
                 _call_all(waiting)
                 if count > _TIDY_EACH:
                     count = 0
@@ -118,6 +129,34 @@ class WriteQueue:
             self._waiting = waiting + self._waiting
             if not self._closed:
                 self._condition.wait(_RETRY_S)
+
+
+class _WriteAheadLog:
+    """What was written since it was last put into the database, which takes two fsyncs.
+
+    SQLite alone does that in the middle of whichever write makes the log long, and whoever waits for that
+    write waits for the disk. It still does so where there is never a quiet moment.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._records = 0
+        with contextlib.suppress(sqlite3.Error):
+            db.execute(f"PRAGMA wal_autocheckpoint = {MOST_PAGES}")
+
+    def patience(self) -> float | None:
+        """How long to wait for something to write before it is put into the database."""
+        return FOLD_AFTER_S if self._records >= FOLDED_TOGETHER else None
+
+    def grew(self, records: int) -> None:
+        """So many were written."""
+        self._records += records
+
+    def fold(self) -> None:
+        """Put it into the database now. Where the disk does not let us, another time."""
+        self._records = 0
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 def _write(db: sqlite3.Connection, record: Record) -> None:
