@@ -17,6 +17,7 @@ from benchmarks.detection import detection
 from benchmarks.figures import Figure, show, write
 from benchmarks.idle import idle
 from benchmarks.spawning import spawning
+from benchmarks.startup import startup
 
 
 class Wish(NamedTuple):
@@ -29,6 +30,7 @@ class Wish(NamedTuple):
 
 GROUPS: Final[Mapping[str, Callable[[Wish], list[Figure]]]] = {
     "launch": lambda wish: cases.launch(wish.root, wish.rounds),
+    "startup": lambda wish: startup(wish.root, wish.rounds),
     "restart": lambda wish: [cases.restart(wish.root, nodes, wish.rounds) for nodes in (1, 2)],
     "memory": lambda wish: cases.memory(wish.root),
     "imports": lambda wish: [cases.imports(wish.rounds)],
