@@ -30,7 +30,7 @@ from agentd.groups.left import LeftGroup, state_text
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Member
 from agentd.groups.reap import SECOND_LOOK_S
-from agentd.groups.records import GroupRow
+from agentd.groups.records import EventRow, GroupRow
 from agentd.groups.stuck import StuckGroup
 from agentd.groups.witness import VERDICT, WorkerWitness
 from agentd.host import wire
@@ -80,6 +80,8 @@ class Supervisor:
         self._status = self._state.as_status()
         self._events: deque[tuple[int, ev.GroupEvent]] = deque()
         """Each with the number of the report it came with, or 0."""
+        self._untold: tuple[EventRow, ...] = ()
+        """Lines of the history that go with the next event's."""
         self._wake = asyncio.Event()
         self._handle: HostHandle | None = None
         self._contact: Contact | None = None
@@ -274,13 +276,21 @@ class Supervisor:
         finally:
             timer.cancel()
 
+    def _is_next(self, kind: type[ev.GroupEvent]) -> bool:
+        return bool(self._events) and isinstance(self._events[0][1], kind)
+
     async def _note(self, event: ev.GroupEvent, before: GroupState) -> None:
         """Journal and publish what the event changed; effects come after."""
         state = self._state
-        if state is before and not isinstance(event, ev.HostSpawned):
+        if state is before and not isinstance(event, ev.HostSpawned) and not self._untold:
             return
         moved = state.phase is not before.phase
-        entries = history.of_group(self._spec, event, before, state, time.time())
+        entries = (*self._untold, *history.of_group(self._spec, event, before, state, time.time()))
+        if isinstance(event, ev.WorkerExited) and self._is_next(ev.WorkerExited):
+            # Workers of a round end together: they are shown and journalled together.
+            self._untold = entries
+            return
+        self._untold = ()
         ending = state.ending != before.ending
         promised = moved or ending or state.round != before.round
         # A stop is the hub's promise, which the hub has journalled: it is said again to whoever forgot it.
