@@ -265,6 +265,13 @@ class NodeRun:
 
     def on_assignment(self, role: str, assignment: Assignment) -> None:
         """A round was formed with one of the groups in it."""
+        if self._hub.phase not in TERMINAL:
+            # The hub's view comes later: until then the group would be shown beside counts from before.
+            self._hub = replace(
+                self._hub,
+                round=max(self._hub.round, assignment.round),
+                restart_count=max(self._hub.restart_count, assignment.restart_count),
+            )
         self._post(role, ev.Placed(assignment))
 
     def on_stop_round(self, round_: int, reason: str) -> None:

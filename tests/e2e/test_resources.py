@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,17 +27,15 @@ from agentd.api.types import (
 )
 from agentd_client import AgentClient
 from tests.support.disks import cannot_mount, small_disk
-from tests.support.fleet import BIN, Node, agentctl, agentd, count_descriptors, is_gone
+from tests.support.fleet import BIN, Node, agentctl, agentd, is_gone
+from tests.support.shortage import cannot_limit_processes, no_more_files, no_more_processes
 from tests.support.waiting import wait_until
 
 PATIENCE_S = 40.0
-PIDS = Path("/sys/fs/cgroup/pids")
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.root]
 mounts = pytest.mark.skipif(bool(cannot_mount()), reason=cannot_mount() or "it can")
-limits_pids = pytest.mark.skipif(
-    not (PIDS / "cgroup.procs").exists(), reason="needs the pids hierarchy of cgroup v1"
-)
+limits_pids = pytest.mark.skipif(bool(cannot_limit_processes()), reason=cannot_limit_processes() or "it can")
 
 
 class Caller:
@@ -86,6 +82,11 @@ class Caller:
         wait_until(lambda: set(self.client.get_node().conditions) == set(conditions), PATIENCE_S)
         wait_until(lambda: set(conditions) <= set(self.status().nodes[0].conditions), PATIENCE_S)
 
+    def over(self) -> set[str]:
+        """The conditions of which the history says that they went."""
+        events = self.client.list_events()
+        return {event.detail for event in events if event.kind == "condition_over"}
+
     def refused(self, condition: str) -> None:
         with pytest.raises(NodeDegraded) as refusal:
             self.begin("another")
@@ -124,14 +125,15 @@ def test_a_full_disk_harms_no_run_and_loses_nothing_that_was_announced(tmp_path:
         caller.named("STATE_DISK_FULL", "JOURNAL_BEHIND")
         disk.free()
         caller.named()
+        # What is not in the journal yet dies with agentd, and that is soon.
+        wait_until(lambda: {"STATE_DISK_FULL", "JOURNAL_BEHIND"} <= caller.over(), PATIENCE_S)
         node.kill()
         node = stack.enter_context(agentd(tmp_path, listen=node.target))
         assert caller.running(3) == third
         assert (caller.status().restart_count, caller.group().host_pid) == (2, host)
         told = [event.kind for event in caller.client.list_events("job")]
         assert told.count("workers_failed") == 2
-        of_node = [event.detail for event in caller.client.list_events() if event.kind == "condition_over"]
-        assert {"STATE_DISK_FULL", "JOURNAL_BEHIND"} <= set(of_node)
+        assert {"STATE_DISK_FULL", "JOURNAL_BEHIND"} <= caller.over()
         caller.stop()
         assert node.stop() == 0
 
@@ -273,17 +275,6 @@ def test_an_agentd_that_begins_on_a_read_only_disk_goes_on_with_what_runs(tmp_pa
         assert node.stop() == 0
 
 
-@contextlib.contextmanager
-def no_more_files(pid: int) -> Iterator[None]:
-    """The process may open nothing more."""
-    kind = resource.RLIMIT_NOFILE
-    before = resource.prlimit(pid, kind, (count_descriptors(pid), resource.prlimit(pid, kind)[1]))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, kind, before)
-
-
 def cpu_seconds(pid: int) -> float:
     """What a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
@@ -323,30 +314,6 @@ def test_an_agentd_at_its_limit_of_files_serves_its_runs_and_recovers(tmp_path: 
 def _address(node: Node) -> tuple[str, int]:
     host, _, port = node.target.rpartition(":")
     return host, int(port)
-
-
-@contextlib.contextmanager
-def no_more_processes(*pids: int) -> Iterator[None]:
-    """These processes may start none, and no thread."""
-    group = PIDS / f"agentd-test-{os.getpid()}"
-    group.mkdir()
-    try:
-        for pid in pids:
-            (group / "cgroup.procs").write_text(str(pid))
-        (group / "pids.max").write_text("0")
-        yield
-    finally:
-        (group / "pids.max").write_text("max")
-        for member in (group / "cgroup.procs").read_text().split():
-            with contextlib.suppress(OSError):
-                (PIDS / "cgroup.procs").write_text(member)
-        wait_until(lambda: _is_removed(group), 10)
-
-
-def _is_removed(group: Path) -> bool:
-    with contextlib.suppress(OSError):
-        group.rmdir()
-    return not group.exists()
 
 
 @limits_pids
