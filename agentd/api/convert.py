@@ -107,6 +107,8 @@ def _run_spec_to_message(spec: types.RunSpec) -> run.RunSpec:
         external_agents=spec.external_agents,
         on_isolation=_ISOLATIONS[spec.on_isolation],
         controller_lease=_optional_duration(spec.controller_lease, "controller_lease"),
+        preload=spec.preload,
+        standby=spec.standby,
     )
 
 
@@ -130,6 +132,8 @@ def run_spec_from_message(message: run.RunSpec) -> types.RunSpec:
             _ISOLATIONS, message.on_isolation, types.IsolationPolicy.KEEP, "on_isolation"
         ),
         controller_lease=_duration_field(message, "controller_lease"),
+        preload=tuple(message.preload),
+        standby=message.standby,
     )
 
 

@@ -158,6 +158,10 @@ class RunSpec:
     on_isolation: IsolationPolicy = IsolationPolicy.KEEP
     controller_lease: float | None = None
     """The run is stopped when nobody has renewed it for so long. None: nobody needs to."""
+    preload: tuple[str, ...] = ()
+    """Modules that workers find imported, being forked from a process that has done it once."""
+    standby: bool = False
+    """With `preload`: the next round's workers wait, forked already, while this round runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,8 @@ class Condition(str, enum.Enum):
     """Of a run: the oldest output of some worker was removed to keep it within its cap."""
     LOGS_NOT_KEPT = "LOGS_NOT_KEPT"
     """Of a run: its log folder could not be made, so that its workers' output is dropped."""
+    PRELOAD_SKIPPED = "PRELOAD_SKIPPED"
+    """Of a run: workers of its newest round were not forked from a process that has imported their modules."""
 
     def __str__(self) -> str:
         return self.value

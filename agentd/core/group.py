@@ -119,6 +119,8 @@ class GroupState:
     reason: str = ""
     last_words: str = ""
     """Why the host says it ends, though nobody asked it to."""
+    preload_problem: str = ""
+    """Why not all workers of the newest round were forked, though the spec wishes it."""
     unkillable: str = ""
     host_losses: int = 0
     ending: Ending | None = None
@@ -214,7 +216,13 @@ def _workers_started(state: GroupState, event: WorkersStarted, now: float) -> St
     state = replace(_moved(state, Event.STARTED), placement=None)
     # The reason of a stop that overtook the start is worth more than none.
     reason = "" if state.phase is Phase.RUNNING else state.reason
-    state = replace(state, workers=event.workers, host_losses=0, reason=reason)
+    state = replace(
+        state,
+        workers=event.workers,
+        host_losses=0,
+        reason=reason,
+        preload_problem=event.preload_problem,
+    )
     if unknown and state.stopped_round >= event.round:
         return _round_stopped(state, RoundStopped(event.round, STOPPED_MEANWHILE), now)
     return state, ()

@@ -36,6 +36,8 @@ class WorkersStarted:
 
     round: int
     workers: tuple[WorkerStatus, ...]
+    preload_problem: str = ""
+    """Why not all of them were forked as the spec's `preload` wishes."""
 
 
 @dataclass(frozen=True, slots=True)

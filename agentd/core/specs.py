@@ -30,6 +30,8 @@ MAX_NODES = 4096
 MAX_RESTARTS = 1_000_000
 MAX_TEXT = 1024 * 1024
 """Bytes of all arguments of a role, and of all its environment."""
+MAX_PRELOADED = 64
+MAX_MODULE_NAME = 256
 MAX_STRING = 131_071
 """Bytes of one argument or variable that the kernel hands to a program."""
 MAX_REQUEST_ID = 128
@@ -74,6 +76,7 @@ def validate(spec: RunSpec) -> None:
         problem = f"{spec.controller_lease:g} s leaves no time to renew it; give {SHORTEST_LEASE:g} s or more"
         raise InvalidSpec("controller_lease", problem)
     check_environment("labels", spec.labels)
+    _check_preload(spec)
 
 
 def check_name(field: str, name: str) -> None:
@@ -181,6 +184,22 @@ def _check_role(role: RoleSpec, spec: RunSpec) -> None:
     _check_text(f"{where}.log_dir", role.log_dir)
     if role.log_dir and not role.log_dir.startswith("/"):
         raise InvalidSpec(f"{where}.log_dir", f"{shortened(role.log_dir)} is not an absolute path")
+
+
+def _check_preload(spec: RunSpec) -> None:
+    if len(spec.preload) > MAX_PRELOADED:
+        raise LimitExceeded(f"preload ({len(spec.preload)} modules)", str(MAX_PRELOADED))
+    for name in spec.preload:
+        if len(name) > MAX_MODULE_NAME or not all(part.isidentifier() for part in name.split(".")):
+            raise InvalidSpec(
+                "preload", f"{shortened(name)} is no name of a module, such as torch or my.package"
+            )
+    if spec.external_agents and spec.preload:
+        raise InvalidSpec("preload", "agents of their own (external_agents) know what they run")
+    if spec.standby and not spec.preload:
+        raise InvalidSpec(
+            "standby", "workers wait for their round only if they are forked: name modules to preload"
+        )
 
 
 def _check_external_role(role: RoleSpec, spec: RunSpec) -> None:

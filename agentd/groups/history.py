@@ -219,7 +219,7 @@ def _detail(event: ev.GroupEvent, after: GroupState) -> str:
         case ev.WorkersUnkillable(description):
             return description
         case ev.WorkersStarted():
-            return ""
+            return f"without preload: {event.preload_problem}" if event.preload_problem else ""
         case _:
             return after.reason if after.phase is not Phase.RUNNING else ""
 

@@ -358,10 +358,14 @@ class NodeRun:
         part = self.part
         own = snapshot.own_part(
             part.node_id, part.address, part.node_name or part.node_id, self.groups(), self._hub_problem,
-            {**of_node, **self._conditions},
+            {**of_node, **self._conditions, **self._skipped_preload()},
         )  # fmt: skip
         known = replace(self._hub, hub_unreachable_since=self._hub_lost_at)
         return snapshot.compose(known, own, self._end, hub_here=part.hub_here)
+
+    def _skipped_preload(self) -> Mapping[str, str]:
+        problems = [each.preload_problem for each in self._supervisors.values() if each.preload_problem]
+        return {Condition.PRELOAD_SKIPPED.value: "; ".join(problems)} if problems else NOTHING
 
     def _refresh(self) -> None:
         """Publish the status if it is another one; end the part when nothing of it is left."""
@@ -418,4 +422,6 @@ def host_spec(part: Part, plan: RolePlan, facilities: Facilities) -> HostSpec:
         max_restarts=spec.max_restarts,
         master_addr=role.master_addr,
         master_port=role.master_port,
+        preload=spec.preload,
+        standby=spec.standby,
     )

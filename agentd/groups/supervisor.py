@@ -117,6 +117,11 @@ class Supervisor:
         """The newest snapshot."""
         return self._status
 
+    @property
+    def preload_problem(self) -> str:
+        """Why not all workers of the newest round were forked, though the spec wishes it."""
+        return self._state.preload_problem
+
     def worker_logs(self) -> tuple[WorkerLog, ...]:
         """The log folders of all its workers, oldest first."""
         return tuple(self._logs)

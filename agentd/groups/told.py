@@ -33,7 +33,8 @@ def event_of(spec: wire.HostSpec, frame: Told) -> ev.GroupEvent:
         case wire.Ready():
             return ev.HostReady(frame.master_port)
         case wire.Started():
-            return ev.WorkersStarted(frame.round, tuple(_worker(spec.role, each) for each in frame.workers))
+            workers = tuple(_worker(spec.role, each) for each in frame.workers)
+            return ev.WorkersStarted(frame.round, workers, frame.preload_problem)
         case wire.Exited():
             return ev.WorkerExited(
                 frame.round, frame.local_rank, frame.exit_code, frame.signal, frame.torn_down

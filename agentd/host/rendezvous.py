@@ -66,6 +66,8 @@ class HostRendezvous(RendezvousHandler):
         self._port = RoundPort()
         self.workers: dict[int, StartedWorker] = {}
         """The running ones, by global rank."""
+        self.preload_problem: Callable[[], str] = str
+        """Why not all workers of the newest round were forked; empty: they were, or nobody wished it."""
         if spec.on_isolation == "stop":
             waiter.add_pump(self._mind_contact)
 
@@ -123,7 +125,8 @@ class HostRendezvous(RendezvousHandler):
         started = tuple(_started(worker) for worker in workers)
         self.workers = {worker.rank: worker for worker in started}
         restarts = self._place.restart_count if self._place else 0
-        self._report(Started(round=round, workers=started, restart_count=restarts))
+        problem = self.preload_problem()
+        self._report(Started(round=round, workers=started, restart_count=restarts, preload_problem=problem))
 
     def on_worker_exit(self, round: int, worker: WorkerExit) -> None:
         self.workers.pop(worker.rank, None)

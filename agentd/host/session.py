@@ -170,6 +170,8 @@ class HostSession:
             event_log_handler=JOURNAL,
             master_addr=spec.master_addr or None,
             master_port=spec.master_port or None,
+            preload=spec.preload,
+            standby=spec.standby,
         )
         self._agent = LocalElasticAgent(
             worker_spec,
@@ -183,7 +185,9 @@ class HostSession:
             cgroup=spec.cgroup,
             owns_descendants=True,
         )
-        return self._agent
+        agent = self._agent
+        rendezvous.preload_problem = lambda: agent.preload_problem
+        return agent
 
     def _hello(self) -> Hello:
         own = identify(os.getpid())

@@ -79,6 +79,10 @@ class HostSpec:
     """The folder of the group's own cgroup, the host in it; empty: there is none."""
     on_isolation: str = "keep"
     """What becomes of the workers when the contact with the hub has run out: `keep` or `stop`."""
+    preload: tuple[str, ...] = ()
+    """Modules that workers find imported; an older host leaves them to do it by themselves."""
+    standby: bool = False
+    """The next round's workers wait, forked already."""
 
 
 # --- host -> agentd: hello, then reports, each with a sequence number and its time
@@ -142,6 +146,8 @@ class Started(Report):
     type: ClassVar[str] = "started"
     round: int
     workers: tuple[StartedWorker, ...]
+    preload_problem: str = ""
+    """Why not all of them were forked as `preload` wishes."""
     restart_count: int = 0
     """As the round's place said. 0 also from an older host, which did not tell."""
 

@@ -81,8 +81,8 @@ class Crew:
         """`on_exit(index, exit)` is called from inside a wait, once for each leader.
 
         `ancestors`: pids everything below which belongs to the crew. Only a process that starts nothing else
-        may name its own; if that adopts what its descendants leave, they alone are looked through, without
-        the `spared` ones, and not all processes of the machine.
+        may name its own; if that adopts what its descendants leave, they alone are looked through, and not
+        all processes of the machine. `spared`: processes that are nobody's leftover, nor what is below them.
         """
         self._waiter = waiter
         self._on_exit = on_exit
@@ -201,7 +201,7 @@ class Crew:
 
     def _left(self, marks: Marks) -> list[ProcessStat]:
         if not self._by_descent:
-            return tree.find(marks)
+            return [stat for stat in tree.find(marks) if not self._spared(stat)]
         return descent.living({self._children[index].pid for index in self.exits}, self._spared)
 
     def _step_now(self) -> None:
@@ -232,7 +232,7 @@ class Crew:
 
     def _reap_orphans(self) -> None:
         if self._ancestors:
-            tree.reap_orphans(keep={child.pid for child in self._children.values()})
+            tree.reap_orphans({child.pid for child in self._children.values()}, self._spared)
 
     def _marks(self) -> Marks:
         leaders = [child.identity for child in self._children.values()]

@@ -188,10 +188,11 @@ def token_of(pid: int) -> str:
     return next(found, prefix)[len(prefix) :].decode("ascii", "replace")
 
 
-def reap_orphans(keep: Container[int]) -> None:
+def reap_orphans(keep: Container[int], spared: descent.Judge = lambda _stat: False) -> None:
     """Reap dead children of this process that are not in `keep`: what a subreaper was left by others."""
     for pid in descent.children(os.getpid()) or ():
-        if pid not in keep:
+        stat = None if pid in keep else procfs.read_stat(pid)
+        if stat is not None and not spared(stat):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 

@@ -230,6 +230,8 @@ class RunSpec(google.protobuf.message.Message):
     EXTERNAL_AGENTS_FIELD_NUMBER: builtins.int
     ON_ISOLATION_FIELD_NUMBER: builtins.int
     CONTROLLER_LEASE_FIELD_NUMBER: builtins.int
+    PRELOAD_FIELD_NUMBER: builtins.int
+    STANDBY_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """Chosen by the caller; torch's run id. 1 to 128 characters of
     [A-Za-z0-9._-], not starting with a dot.
@@ -247,6 +249,10 @@ class RunSpec(google.protobuf.message.Message):
     """
     on_isolation: global___IsolationPolicy.ValueType
     """What a node does that has no contact with the hub."""
+    standby: builtins.bool
+    """With `preload`: the next round's workers wait, forked already, while this
+    round runs.
+    """
     @property
     def roles(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RoleSpec]:
         """The kinds of workers. Most runs have one. Role names are unique."""
@@ -281,6 +287,13 @@ class RunSpec(google.protobuf.message.Message):
         so long, by the hub's own time. From 1 s. Unset: nobody needs to.
         """
 
+    @property
+    def preload(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Modules that workers find imported: each node forks them from a process
+        that has done it once. For programs that are a Python; others, and nodes
+        where it cannot be, start theirs as ever and say why in their conditions.
+        """
+
     def __init__(
         self,
         *,
@@ -297,9 +310,11 @@ class RunSpec(google.protobuf.message.Message):
         external_agents: builtins.bool = ...,
         on_isolation: global___IsolationPolicy.ValueType = ...,
         controller_lease: google.protobuf.duration_pb2.Duration | None = ...,
+        preload: collections.abc.Iterable[builtins.str] | None = ...,
+        standby: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_max_membership_changes", b"_max_membership_changes", "controller_lease", b"controller_lease", "max_membership_changes", b"max_membership_changes", "monitor_interval", b"monitor_interval", "rendezvous", b"rendezvous", "stop_grace", b"stop_grace"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_membership_changes", b"_max_membership_changes", "controller_lease", b"controller_lease", "external_agents", b"external_agents", "labels", b"labels", "max_membership_changes", b"max_membership_changes", "max_restarts", b"max_restarts", "monitor_interval", b"monitor_interval", "no_rejoin", b"no_rejoin", "nodes", b"nodes", "on_isolation", b"on_isolation", "rendezvous", b"rendezvous", "roles", b"roles", "run_id", b"run_id", "stop_grace", b"stop_grace"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_max_membership_changes", b"_max_membership_changes", "controller_lease", b"controller_lease", "external_agents", b"external_agents", "labels", b"labels", "max_membership_changes", b"max_membership_changes", "max_restarts", b"max_restarts", "monitor_interval", b"monitor_interval", "no_rejoin", b"no_rejoin", "nodes", b"nodes", "on_isolation", b"on_isolation", "preload", b"preload", "rendezvous", b"rendezvous", "roles", b"roles", "run_id", b"run_id", "standby", b"standby", "stop_grace", b"stop_grace"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_max_membership_changes", b"_max_membership_changes"]) -> typing.Literal["max_membership_changes"] | None: ...
 
 global___RunSpec = RunSpec

@@ -61,6 +61,8 @@ class SpecFlags:
     no_rejoin: bool = False
     on_isolation: IsolationPolicy | None = None
     controller_lease: float | None = None
+    preload: tuple[str, ...] = ()
+    standby: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,8 @@ def build_wish(flags: SpecFlags, nodes: Nodes) -> Wish:
             no_rejoin=flags.no_rejoin or None,
             on_isolation=flags.on_isolation,
             controller_lease=flags.controller_lease,
+            preload=flags.preload or None,
+            standby=flags.standby or None,
         ),
     )
     _check_role_nodes(spec)

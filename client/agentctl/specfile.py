@@ -59,6 +59,8 @@ def parse_spec(text: str) -> RunSpec:
         no_rejoin=table.take("no_rejoin", bool, False),
         controller_lease=table.seconds("controller_lease"),
         on_isolation=table.one_of("on_isolation", IsolationPolicy, IsolationPolicy.KEEP),
+        preload=tuple(table.list_of("preload", str)),
+        standby=table.take("standby", bool, False),
     )
     table.end()
     return spec

@@ -117,8 +117,9 @@ class PContext(ABC):
         self._failures: dict[int, ProcessFailure] = {}
         self._waiter = Waiter() if owner.waiter is None else owner.waiter
         ancestors = (os.getpid(),) if owner.owns_descendants else ()
+        more = {} if owner.forks is None else {"spared": owner.forks.spares}
         self._crew = Crew(
-            self._waiter, self._exited, token=owner.token, cgroup=owner.cgroup, ancestors=ancestors
+            self._waiter, self._exited, token=owner.token, cgroup=owner.cgroup, ancestors=ancestors, **more
         )
         self._waiter.add_pump(self._patience_pump)
         self._oom = OomWatch(self._waiter)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agentd.procs.exits import ExitInfo
 from agentd.procs.waiter import Waiter
 from agentd.quickdata import dataclass
+
+if TYPE_CHECKING:
+    from agentd.procs.zygote.keeper import Keeper
 
 __all__ = ["GroupOwner"]
 
@@ -33,6 +36,8 @@ class GroupOwner:
     """Everything that descends from this process belongs to them; for a process that does nothing else."""
     on_exit: Callable[[int, ExitInfo, bool], object] | None = None
     """Called from inside a wait: local rank, exit, and whether the worker was signalled before it ended."""
+    forks: Keeper | None = None
+    """Forks the workers, as far as it can; the others are started by themselves."""
     explain: Callable[[int], str] | None = None
     """Asked, with its pid, about a worker that failed without a report; a text becomes the message."""
 

@@ -13,6 +13,7 @@ from agentd.procs.spawn import Order, spawn_all
 
 if TYPE_CHECKING:
     from agentd.elastic.numa import OptionsLike
+    from agentd.procs.zygote.forked import Blank
 
 __all__ = ["SubprocessContext"]
 
@@ -50,13 +51,23 @@ class SubprocessContext(PContext):
             owner=owner,
         )
         self._program = entrypoint
+        self._blanks: list[Blank] | None = None
+        """Forked processes that wait to become workers, once they were asked for."""
 
     def _launch(self, launch: Launch) -> Leader:
         (leader,) = self._launch_all([launch])
         return leader
 
     def _launch_all(self, launches: Sequence[Launch]) -> Generator[Leader, None, None]:
-        yield from spawn_all([self._order(launch) for launch in launches])
+        forks = self._owner.forks
+        if forks is None:
+            yield from spawn_all([self._order(launch) for launch in launches])
+            return
+        if self._blanks is None:
+            self._blanks = forks.take(self.nprocs)
+        from agentd.procs.zygote.forked import start_all
+
+        yield from start_all(self._blanks, [(self._order(launch), launch.cpus) for launch in launches])
 
     def _order(self, launch: Launch) -> Order:
         return Order(

@@ -9,38 +9,25 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 from agentd.procs import prctl, procfs
+from agentd.procs.crew import Leader
 from agentd.procs.exits import ExitInfo, ExitWatch
-from agentd.procs.identity import ProcessIdentity, send_signal
+from agentd.procs.identity import ProcessIdentity, send_group_signal
 from agentd.procs.lifeline import Lifeline
-from agentd.procs.spawn import SpawnError
+from agentd.procs.spawn import Order, SpawnError, spawn_all
 from agentd.procs.waiter import Waiter
+from agentd.procs.zygote.command import python_command
 from agentd.procs.zygote.wire import ZygoteError, in_memory, receive, send
-from agentd.quickdata import dataclass
 
+SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS})
 BEGIN_TIMEOUT_S = 10.0
 """A blank that has not begun by then is given up."""
 
 
 class BlankLost(Exception):
     """A blank has ended, or does not answer: the worker must be started in another way."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What a blank is to become."""
-
-    argv: tuple[str, ...]
-    """The whole command line."""
-    arguments: tuple[str, ...]
-    """The program's part of it."""
-    env: Mapping[str, str]
-    """All of its environment."""
-    cwd: str | None
-    cpus: frozenset[int] | None = None
-    """Those it is bound to; `None`: its zygote's."""
 
 
 class ForkedChild:
@@ -88,6 +75,7 @@ class Blank:
         """Who it is, once it is a child of this process."""
         self.lost = False
         """It will never be there, or is gone."""
+        self._lifeline: Lifeline | None = None
         self.given = False
         """It is a worker now, and its crew's to reap."""
         waiter.add(connection, self._hear)
@@ -97,17 +85,42 @@ class Blank:
         """Whether it waits for its order."""
         return self.identity is not None and not self.lost
 
-    def begin(self, order: Order, stdout_fd: int | None, stderr_fd: int | None) -> ForkedChild:
-        """Have it become a worker. Raises `BlankLost`, and `SpawnError` if its directory is not usable."""
-        identity = self.identity
-        if identity is None or self.lost:
+    def order(self, order: Order, arguments: Sequence[str], cpus: frozenset[int] | None = None) -> None:
+        """Tell it what to become; `begun` comes next. Raises `BlankLost`, or `OSError` without descriptors.
+
+        `arguments`: those of the command line that are the program's. `cpus`: those it is bound to.
+        """
+        if not self.ready:
             raise BlankLost("it was lost before its start")
-        self._waiter.remove(self._connection)
-        lifeline = Lifeline()
+        content = {
+            "argv": order.argv,
+            "arguments": arguments,
+            "env": dict(order.env),
+            "cwd": order.cwd,
+            "cpus": None if cpus is None else sorted(cpus),
+        }
+        stdout_fd = 1 if order.stdout_fd is None else order.stdout_fd
+        stderr_fd = 2 if order.stderr_fd is None else order.stderr_fd
+        memory = in_memory(content)
         try:
-            self._order(
-                order, lifeline, 1 if stdout_fd is None else stdout_fd, 2 if stderr_fd is None else stderr_fd
-            )
+            self._waiter.remove(self._connection)
+            with Lifeline() as self._lifeline:
+                fds = (memory, self._lifeline.theirs, stdout_fd, stderr_fd)
+                send(self._connection, {"op": "begin"}, fds)
+        except OSError as error:
+            self.kill()
+            if error.errno in SHORTAGE:
+                raise
+            raise BlankLost(f"it takes no order: {error.strerror}") from error
+        finally:
+            os.close(memory)
+
+    def begun(self, order: Order) -> ForkedChild:
+        """The worker it has become. Raises `BlankLost`, and `SpawnError` if its directory is not usable."""
+        identity = self.identity
+        assert identity is not None
+        assert self._lifeline is not None, "it has its order"
+        try:
             answer = self._answer()
             number = answer.get("errno")
             if isinstance(number, int):
@@ -115,15 +128,21 @@ class Blank:
             if not answer.get("begun"):
                 raise BlankLost("it gave no answer that is known here")
         except BaseException:
-            lifeline.close()
-            send_signal(identity, signal.SIGKILL)
-            self.close()
+            self.kill()
             raise
-        finally:
-            os.close(lifeline.theirs)
         self._connection.close()
         self.given = True
-        return ForkedChild(identity, lifeline)
+        return ForkedChild(identity, self._lifeline)
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        if self.given or self.lost:
+            return
+        if self.identity is not None:
+            send_group_signal(self.identity, signal.SIGKILL)
+        if self._lifeline is not None:
+            self._lifeline.close()
+        self.close()
 
     def close(self) -> None:
         """Want it no longer: it ends."""
@@ -153,24 +172,6 @@ class Blank:
         self.close()
         self._changed(self)
 
-    def _order(self, order: Order, lifeline: Lifeline, stdout_fd: int, stderr_fd: int) -> None:
-        content = {
-            "argv": order.argv,
-            "arguments": order.arguments,
-            "env": dict(order.env),
-            "cwd": order.cwd,
-            "cpus": None if order.cpus is None else sorted(order.cpus),
-        }
-        memory = in_memory(content)
-        try:
-            send(self._connection, {"op": "begin"}, (memory, lifeline.theirs, stdout_fd, stderr_fd))
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS):
-                raise
-            raise BlankLost(f"it takes no order: {error.strerror}") from error
-        finally:
-            os.close(memory)
-
     def _answer(self) -> Mapping[str, object]:
         readable, _, _ = select.select([self._connection], [], [], BEGIN_TIMEOUT_S)
         try:
@@ -180,6 +181,43 @@ class Blank:
         if answer is None:
             raise BlankLost("it ended" if readable else f"it did not begin within {BEGIN_TIMEOUT_S:g} s")
         return answer
+
+
+def start_all(
+    blanks: list[Blank], orders: Sequence[tuple[Order, frozenset[int] | None]]
+) -> Generator[Leader, None, None]:
+    """Start several, each from one of the blanks while there are any, and give them in their order.
+
+    As `spawn_all`, which starts those for whom there is no blank, or one that was lost just now.
+    """
+    begun: list[tuple[Order, Blank | None]] = []
+    try:
+        for order, cpus in orders:
+            begun.append((order, _ordered(blanks, order, cpus)))
+        for order, blank in begun:
+            yield _started(order, blank)
+    finally:
+        for _, blank in begun:
+            if blank is not None:
+                blank.kill()
+
+
+def _ordered(blanks: list[Blank], order: Order, cpus: frozenset[int] | None) -> Blank | None:
+    arguments = python_command(order.argv).arguments
+    while blanks:
+        blank = blanks.pop(0)
+        with contextlib.suppress(BlankLost):
+            blank.order(order, arguments, cpus)
+            return blank
+    return None
+
+
+def _started(order: Order, blank: Blank | None) -> Leader:
+    if blank is not None:
+        with contextlib.suppress(BlankLost):
+            return blank.begun(order)
+    (child,) = spawn_all([order])
+    return child
 
 
 class Adoption:

@@ -7,7 +7,9 @@ started in the ordinary way.
 
 from __future__ import annotations
 
+from agentd.procs import procfs
 from agentd.procs.identity import ProcessIdentity
+from agentd.procs.procfs import ProcessStat
 from agentd.procs.spawn import SpawnError
 from agentd.procs.waiter import Waiter
 from agentd.procs.zygote.forked import Adoption, Blank
@@ -77,6 +79,13 @@ class Keeper:
         self._wanted = 0
         self.problem = "" if len(blanks) == count else self._why(zygote, f"{len(blanks)} of {count}")
         return blanks
+
+    def spares(self, stat: ProcessStat) -> bool:
+        """Whether a process is a zygote, a blank, or on its way to be one: nothing that workers left."""
+        leader = next((one for one in self.sessions() if one.pid == stat.session), None)
+        if leader is None or stat.start_time < leader.start_time:
+            return False
+        return not procfs.is_finished(stat) or stat.pid in self.pids()
 
     def sessions(self) -> frozenset[ProcessIdentity]:
         """The leaders of the sessions of zygotes and blanks, in which no worker is."""

@@ -149,8 +149,15 @@ def _spec_flags(values: dict[str, Any], options: RunOptions) -> Any:
         labels=_pairs("--label", values["labels"]),
         no_rejoin=values["no_rejoin"],
         controller_lease=values["controller_lease"],
+        preload=_modules(values["preload"]),
+        standby=values["standby"],
         on_isolation=IsolationPolicy(values["on_isolation"]) if values["on_isolation"] else None,
     )
+
+
+def _modules(items: tuple[str, ...]) -> tuple[str, ...]:
+    """Names from `--preload torch,my.package`, also given several times."""
+    return tuple(name.strip() for item in items for name in item.split(",") if name.strip())
 
 
 def _pairs(flag: str, items: tuple[str, ...]) -> dict[str, str]:

@@ -90,6 +90,18 @@ _SHAPE: Final[tuple[Decorator, ...]] = (
         text="Time from SIGTERM to SIGKILL when workers are stopped. Default: 30.",
     ),
     _flag("--label", "labels", multiple=True, metavar="K=V", text="A fact to show with the run."),
+    _flag(
+        "--preload",
+        "preload",
+        multiple=True,
+        metavar="MODULES",
+        text="Modules, by commas, that each node imports once, to fork its Python workers from there.",
+    ),
+    _flag(
+        "--standby",
+        is_flag=True,
+        text="With --preload: the next round's workers wait, forked already, while this round runs.",
+    ),
     _flag("--no-rejoin", is_flag=True, text="A node that was lost stays out when it comes back."),
     _flag(
         "--on-isolation",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agentd.procs.waiter import Waiter
 from agentd.procs.zygote.keeper import Keeper
-from tests.integration.preload.rig import PYTHON, Commands, Streams
+from tests.integration.preload.rig import PYTHON, Commands, Streams, begin
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
         keeper = Keeper(waiter, commands.recipe(argv))
         parked, begun = keeper.take(2)
         assert parked.identity is not None
-        worker = begun.begin(commands.order(argv), streams.out, streams.err)
+        worker = begin(begun, commands.order(argv, streams))
         while not os.fstat(streams.out).st_size:
             waiter.wait(waiter.now() + 0.01)
         child = os.pread(streams.out, 100, 0).decode().strip()

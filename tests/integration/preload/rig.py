@@ -12,10 +12,10 @@ from pathlib import Path
 
 from agentd.procs.crew import Leader
 from agentd.procs.exits import ExitInfo
-from agentd.procs.spawn import spawn
+from agentd.procs.spawn import Order, spawn
 from agentd.procs.waiter import Waiter
 from agentd.procs.zygote.command import python_command
-from agentd.procs.zygote.forked import Order
+from agentd.procs.zygote.forked import Blank, ForkedChild
 from agentd.procs.zygote.keeper import Keeper
 from agentd.procs.zygote.process import Recipe
 
@@ -58,9 +58,14 @@ class Commands:
             trial_limit_s=self.trial_limit_s,
         )
 
-    def order(self, argv: Sequence[str], **env: str) -> Order:
-        arguments = python_command(argv).arguments
-        return Order(argv=tuple(argv), arguments=arguments, env={**self.env, **env}, cwd=str(self.folder))
+    def order(self, argv: Sequence[str], streams: Streams, **env: str) -> Order:
+        return Order(
+            argv=argv,
+            env={**self.env, **env},
+            cwd=str(self.folder),
+            stdout_fd=streams.out,
+            stderr_fd=streams.err,
+        )
 
     def execed(self, *argv: str, **env: str) -> Outcome:
         with Waiter() as waiter, Streams() as streams:
@@ -80,10 +85,16 @@ class Commands:
                 keeper.start()
                 blanks = keeper.take(1)
                 assert blanks, keeper.problem
-                child = blanks[0].begin(self.order(argv, **env), streams.out, streams.err)
+                child = begin(blanks[0], self.order(argv, streams, **env))
                 return streams.outcome(waited_for(waiter, child))
             finally:
                 keeper.close()
+
+
+def begin(blank: Blank, order: Order) -> ForkedChild:
+    """The worker that the blank becomes."""
+    blank.order(order, python_command(order.argv).arguments)
+    return blank.begun(order)
 
 
 class Streams:

@@ -11,7 +11,7 @@ import pytest
 from agentd.procs.spawn import SpawnError
 from agentd.procs.waiter import Waiter
 from agentd.procs.zygote.keeper import Keeper
-from tests.integration.preload.rig import PYTHON, Commands, Outcome, Streams, base_env, waited_for
+from tests.integration.preload.rig import PYTHON, Commands, Outcome, Streams, base_env, begin, waited_for
 
 SAYS = """
 import sys, traceback, part
@@ -129,9 +129,9 @@ def test_a_worker_whose_directory_is_gone_is_refused_as_when_it_is_execed(tmp_pa
         keeper = Keeper(waiter, commands.recipe((PYTHON, "script.py")))
         try:
             (blank,) = keeper.take(1)
-            order = replace(commands.order((PYTHON, "script.py")), cwd=str(tmp_path / "gone"))
+            order = replace(commands.order((PYTHON, "script.py"), streams), cwd=str(tmp_path / "gone"))
             with pytest.raises(SpawnError, match="gone: as its directory"):
-                blank.begin(order, streams.out, streams.err)
+                begin(blank, order)
         finally:
             keeper.close()
 
@@ -144,8 +144,9 @@ def several(commands: Commands, count: int) -> list[Outcome]:
         try:
             for rank, blank in enumerate(keeper.take(count)):
                 with Streams() as streams:
-                    order = commands.order((PYTHON, "script.py", f"--rank={rank}"), RANK=str(rank))
-                    child = blank.begin(order, streams.out, streams.err)
+                    argv = (PYTHON, "script.py", f"--rank={rank}")
+                    order = commands.order(argv, streams, RANK=str(rank))
+                    child = begin(blank, order)
                     outcomes.append(streams.outcome(waited_for(waiter, child)))
         finally:
             keeper.close()

@@ -17,7 +17,7 @@ from agentd.procs.waiter import Waiter
 from agentd.procs.zygote.command import NotForkable, python_command
 from agentd.procs.zygote.forked import BlankLost
 from agentd.procs.zygote.keeper import Keeper
-from tests.integration.preload.rig import PYTHON, Commands, Streams, waited_for
+from tests.integration.preload.rig import PYTHON, Commands, Streams, begin, waited_for
 from tests.support.waiting import wait_until
 
 REPO = Path(__file__).parents[3]
@@ -148,13 +148,13 @@ def test_a_killed_zygote_takes_no_worker_with_it_and_another_one_follows(
     with Streams() as streams:
         try:
             worker_blank, parked = keeper.take(2)
-            worker = worker_blank.begin(commands.order(ARGV), streams.out, streams.err)
+            worker = begin(worker_blank, commands.order(ARGV, streams))
             (zygote,) = keeper.sessions()
             os.kill(zygote.pid, signal.SIGKILL)
             waiter.wait_until(lambda: zygote not in keeper.sessions(), waiter.now() + 10)
             assert is_alive(worker.identity)
             # Blanks that were handed out stay usable, too.
-            second = parked.begin(commands.order(ARGV), streams.out, streams.err)
+            second = begin(parked, commands.order(ARGV, streams))
             (commands.folder / "go").touch()
             assert waited_for(waiter, worker).summary == "exit code 3"
             assert waited_for(waiter, second).summary == "exit code 3"
@@ -172,8 +172,8 @@ def test_a_parked_blank_that_was_killed_is_no_worker(commands: Commands, waiter:
         os.kill(blank.identity.pid, signal.SIGKILL)
         with Streams() as streams:
             with pytest.raises(BlankLost):
-                blank.begin(commands.order(ARGV), streams.out, streams.err)
-            child = other.begin(commands.order(ARGV), streams.out, streams.err)
+                begin(blank, commands.order(ARGV, streams))
+            child = begin(other, commands.order(ARGV, streams))
             assert waited_for(waiter, child).summary == "exit code 3"
     finally:
         keeper.close()

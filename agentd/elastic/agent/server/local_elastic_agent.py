@@ -23,6 +23,7 @@ from agentd.elastic.agent.server.api import (
 from agentd.elastic.agent.server.health.serving import health_checked
 from agentd.elastic.agent.server.health_check_server import PORT_VARIABLE as TORCHELASTIC_HEALTH_CHECK_PORT
 from agentd.elastic.agent.server.health_check_server import HealthCheckServer
+from agentd.elastic.agent.server.preloading import Preloading
 from agentd.elastic.agent.server.spec import Worker
 from agentd.elastic.agent.server.stopping import StopRequest
 from agentd.elastic.agent.server.telling import RoundTeller
@@ -112,6 +113,7 @@ class LocalElasticAgent(SimpleElasticAgent):
         self._state_watch = None if timeout_s is None else StateWatch(timeout_s)
         self._worker_watchdog: Watchdog | None = None
         self._pcontext: PContext | None = None
+        self._preloading = Preloading(spec, self._base_env, cwd, self._token) if spec.preload else None
         self._alive_at = time.time()
 
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
@@ -123,10 +125,18 @@ class LocalElasticAgent(SimpleElasticAgent):
         ) as served:
             if served:
                 waiter.add_pump(self._sign_of_life)
+            if self._preloading is not None:
+                # While the others are met.
+                self._preloading.start(waiter)
             try:
                 return super().run(role)
             finally:
                 waiter.remove_pump(self._sign_of_life)
+
+    @property
+    def preload_problem(self) -> str:
+        """Why not all workers of the newest round were forked as `preload` wishes; empty: they were."""
+        return "" if self._preloading is None else self._preloading.problem
 
     def signal_workers(self, signum: int, ranks: Collection[int] = ()) -> tuple[int, ...]:
         """Signal workers by global rank, all if none is named; answers those that ran. Not a stop.
@@ -151,6 +161,8 @@ class LocalElasticAgent(SimpleElasticAgent):
                 watchdog.start()
             with teller.starting(context):
                 context.start()
+                if self._preloading is not None:
+                    self._preloading.started()
         except Exception:
             context.stop(signal.SIGTERM, self._grace_deadline())
             raise
@@ -158,7 +170,7 @@ class LocalElasticAgent(SimpleElasticAgent):
 
     @prof
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
-        self._shutdown(signal.SIGTERM, max(0.0, self._grace_deadline() - self._now()))
+        self._close_workers(signal.SIGTERM, max(0.0, self._grace_deadline() - self._now()))
 
     @prof
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -168,12 +180,30 @@ class LocalElasticAgent(SimpleElasticAgent):
         if context.failed():
             # At once: the others must not wait for a lost peer while it is decided what comes next.
             context.stop(signal.SIGTERM, self._grace_deadline())
+            if self._preloading is not None and self._remaining_restarts:
+                self._preloading.stock()
         result = context.poll()
         if result is None:
             return self._unhealthy(context) or RunResult(WorkerState.HEALTHY)
+        if self._preloading is not None and not result.is_failed():
+            # Before anybody is told that nothing is left here.
+            self._preloading.close()
         return self._global(result)
 
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        if self._preloading is not None:
+            # The next workers are forked while these are stopped; they begin when the round is formed.
+            self._preloading.stock()
+        super()._restart_workers(worker_group)
+
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: float = 30) -> None:
+        try:
+            self._close_workers(death_sig, timeout)
+        finally:
+            if self._preloading is not None:
+                self._preloading.close()
+
+    def _close_workers(self, death_sig: signal.Signals, timeout: float) -> None:
         watchdog, self._worker_watchdog = self._worker_watchdog, None
         try:
             if self._pcontext is not None:
@@ -217,6 +247,7 @@ class LocalElasticAgent(SimpleElasticAgent):
             token=self._token,
             cgroup=self._cgroup,
             owns_descendants=self._owns_descendants,
+            forks=None if self._preloading is None else self._preloading.keeper,
             on_exit=teller.exited,
             explain=watchdog.explain if watchdog is not None else None,
         )

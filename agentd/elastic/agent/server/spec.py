@@ -57,6 +57,11 @@ class WorkerSpec:
     """The same for stderr."""
     virtual_local_rank: bool = False
     """Every worker sees LOCAL_RANK 0 and one device."""
+    preload: tuple[str, ...] = ()
+    """Modules that workers find imported: they are forked from an interpreter that has done it once. For a
+    program that is a Python; see docs/preload.md. Where that cannot be, they are started as ever."""
+    standby: bool = False
+    """With `preload`: the next round's workers wait, forked already, while this round runs."""
 
     def __post_init__(self) -> None:
         if self.fn is not None:
