@@ -33,6 +33,11 @@ OWN_CONNECTION: Final = (*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
 """Channels of one process to one address share a connection otherwise; nodes do not."""
 
 
+def own_channel(address: str) -> grpc.aio.Channel:
+    """A channel that shares no connection."""
+    return grpc.aio.insecure_channel(address, options=OWN_CONNECTION)
+
+
 def name_of(number: int) -> str:
     """The node list's name of a member."""
     return f"n{number:04}"
@@ -106,7 +111,7 @@ class Member:
                 await asyncio.sleep(random.uniform(0.05, 0.1) * 2**self._hello.session_epoch)
 
     async def _one_stream(self) -> None:
-        async with grpc.aio.insecure_channel(self._hub, options=OWN_CONNECTION) as channel:
+        async with own_channel(self._hub) as channel:
             # The generated stubs are typed for synchronous channels.
             stub: Any = RendezvousServiceStub(cast("grpc.Channel", channel))
             self._call = stub.Join()
