@@ -38,8 +38,8 @@ CLIENT_OPTIONS: Final[Options] = (
 SERVER_OPTIONS: Final[Options] = (
     # Two daemons on one port would share its calls silently.
     ("grpc.so_reuseport", 0),
-    # By default calls beyond the first thousand that wait to be looked at are cancelled by chance: a hub that the
-    # nodes of a large run dial at once would turn them away, and they would come again.
+    # By default calls beyond the first thousand that wait to be looked at are cancelled by chance: a hub that
+    # the nodes of a large run dial at once would turn them away, and they would come again.
     ("grpc.server.max_pending_requests", PENDING_LIMIT),
     ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_LIMIT),
     # The default policy kills a client that pings every 10 s after 30 s.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 HEARTBEAT: Final = 1.0
-"""Interval of a node's heartbeats to its hub; of runs with more than 500 members longer, up to half a lease."""
+"""Interval of a node's heartbeats to its hub; with more than 500 members longer, up to half a lease."""
 
 LEASE: Final = 5.0
 """Silence after which a node is lost."""

@@ -12,8 +12,8 @@ from agentd.hub.messages import SessionWelcome
 from agentd.quickdata import dataclass
 
 BEATS = 500
-"""Heartbeats a hub hears of one run in a second, if nobody says how often its nodes beat: more of them would take
-a core for themselves."""
+"""Heartbeats a hub hears of one run in a second, if nobody says how often its nodes beat: more of them would
+take a core for themselves."""
 
 LISTED_LIMIT = 64
 """Nodes of a run that a welcome lists: each of N nodes would get the names of N nodes."""
