@@ -6,8 +6,10 @@ nothing else; a node that does not answer counts as missing, and may be asked ag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import field
+from collections.abc import Mapping, Sequence
+from dataclasses import field, replace
+from functools import cached_property
+from typing import cast
 
 from agentd.api.errors import AgentError, RunNotFound
 from agentd.api.targets import Target, parse_target
@@ -47,9 +49,17 @@ class Launch:
             spec=self.spec,
             incarnation=incarnation,
             hub_address=hub_address,
-            node_name=node.name if node.name in self.spec.nodes else "",
+            node_name=self.name_in_spec(node),
             passed_env=self.environment.of(node),
         )
+
+    def name_in_spec(self, node: Node) -> str:
+        """What the node list calls it; nothing if it is not there."""
+        return node.name if node.name in self._listed else ""
+
+    @cached_property
+    def _listed(self) -> frozenset[str]:
+        return frozenset(self.spec.nodes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +81,19 @@ class Launched:
         request = self.launch.request(node, self.status.incarnation, self.status.hub_address)
         return calls.run_call(node.target, request, self.launch.timeout_s)
 
+    def run_calls(self, nodes: Sequence[Node]) -> list[Call[service.RunResponse]]:
+        """The same for many, whose Runs differ in little: the spec names all of them in each."""
+        made = [self.run_call(node) for node in nodes[:1]]
+        for node in nodes[1:]:
+            first, request = made[0], service.RunRequest()
+            request.CopyFrom(cast("service.RunRequest", first.request))
+            request.node_name = self.launch.name_in_spec(node)
+            if node.is_local_socket != nodes[0].is_local_socket:
+                request.ClearField("passed_env")
+                request.passed_env.update(self.launch.environment.of(node))
+            made.append(replace(first, target=node.target, request=request))
+        return made
+
 
 def launch(wish: Launch) -> Plan[Launched]:
     """Start a run. Raises the hub's node's error, or `RunRefused` when another node refuses."""
@@ -80,7 +103,7 @@ def launch(wish: Launch) -> Plan[Launched]:
         return alone
     if not _reaches(first.status.hub_address, wish.others):
         yield from undo(alone, {wish.hub.name: HubNotShared(wish.hub.name)})
-    outcomes = yield from call_each([alone.run_call(node) for node in wish.others])
+    outcomes = yield from call_each(alone.run_calls(wish.others))
     starts, problems = dict(alone.starts), dict[str, AgentError]()
     for node, outcome in zip(wish.others, outcomes, strict=True):
         if isinstance(outcome, AgentError):

@@ -237,7 +237,8 @@ class FleetPlans:
     def _placed(self, spec: RunSpec) -> tuple[RunSpec, tuple[Node, ...]]:
         """The spec with its node list, and those nodes. One node alone needs no list."""
         if spec.nodes:
-            return spec, tuple(by_name(self.nodes, name) for name in spec.nodes)
+            known = {node.name: node for node in self.nodes}
+            return spec, tuple(known.get(name) or by_name(self.nodes, name) for name in spec.nodes)
         if len(self.nodes) > 1:
             return replace(spec, nodes=tuple(node.name for node in self.nodes)), self.nodes
         return spec, self.nodes
