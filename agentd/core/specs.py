@@ -118,7 +118,7 @@ def expected_members(spec: RunSpec) -> tuple[Member, ...]:
 
 def member_bounds(spec: RunSpec) -> tuple[int, int]:
     """Fewest and most members of a round. An open run of no said size is one node with all its roles."""
-    rendezvous, listed = spec.rendezvous, len(expected_members(spec))
+    rendezvous, listed = spec.rendezvous, sum(len(role.nodes or spec.nodes) for role in spec.roles)
     lowest = rendezvous.min_members or rendezvous.max_members or listed or len(spec.roles)
     highest = rendezvous.max_members or max(lowest, listed)
     return lowest, highest
