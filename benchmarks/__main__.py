@@ -15,6 +15,7 @@ from rich.console import Console
 from benchmarks import cases, path, scale, streams, torchrun
 from benchmarks.deaths import deaths
 from benchmarks.detection import detection
+from benchmarks.fanout import fanout
 from benchmarks.figures import Figure, show, write
 from benchmarks.idle import idle
 from benchmarks.spawning import spawning
@@ -41,6 +42,7 @@ GROUPS: Final[Mapping[str, Callable[[Wish], list[Figure]]]] = {
     "idle": lambda wish: idle(wish.root, wish.rounds),
     "detection": lambda wish: detection(wish.root, wish.rounds),
     "rendezvous": lambda wish: scale.rendezvous(wish.root, scale.sizes(wish.full), wish.rounds),
+    "fanout": lambda wish: fanout(wish.rounds),
     "deaths": lambda wish: deaths(wish.root, wish.rounds),
     "watching": lambda wish: streams.watching(wish.root),
     "logs": lambda wish: streams.logs(wish.root, wish.rounds),
