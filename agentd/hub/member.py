@@ -46,6 +46,9 @@ from agentd.quickdata import dataclass
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0
+WELCOME_TIMEOUT = 15.0
+"""Longest wait for the first word on a stream that stands: the hub may have thousands to welcome, and each
+that gives up and comes again makes it more."""
 FIRST_BACKOFF = 0.1
 LAST_BACKOFF = 2.0
 FAREWELL_WAIT = 2.0
@@ -137,6 +140,7 @@ class MemberSession:
         self._stop_grace = defaults.STOP_GRACE
         self._heartbeat = defaults.HEARTBEAT
         self._lease = defaults.LEASE
+        self._beats = 0
         self._outbox: deque[NodeMessage] = deque()
         self._to_say = asyncio.Event()
         self._connected = False
@@ -280,7 +284,7 @@ class MemberSession:
         )
         stream = await within(CONNECT_TIMEOUT, self._link.connect(hello))
         try:
-            self._hear(await within(CONNECT_TIMEOUT, stream.__anext__()))
+            self._hear(await within(WELCOME_TIMEOUT, stream.__anext__()))
             await self._talk(stream)
         finally:
             self._connected = False
@@ -326,14 +330,24 @@ class MemberSession:
                 task.result()
 
     async def _listen(self, stream: HubStream, ear: _Ear) -> None:
+        late: list[Assignment] = []
         async for message in stream:
             ear.heard(_now())
             if isinstance(message, HubLeaving):
                 raise Unreachable(self._link.address, message.reason)
             if isinstance(message, Assignment) and self._contacts.lapsed(boottime()):
-                # It lay unread while this node was held up: the hub says again which place it has.
-                raise Unreachable(self._link.address, "its word of a new round came too late")
+                # It lay unread, here or in the hub's queue. A hub that has counted this node out meanwhile
+                # has ended the stream: one that answers on it has not.
+                late.append(message)
+                self._beat()
+                continue
             self._hear(message)
+            if self._finished:
+                late.clear()
+            elif late and not self._contacts.lapsed(boottime()):
+                for place in late:
+                    self._hear(place)
+                late.clear()
 
     async def _speak(self, stream: HubStream) -> None:
         while True:
@@ -346,16 +360,18 @@ class MemberSession:
             await self._to_say.wait()
 
     async def _keep_alive(self, ear: _Ear) -> None:
-        sequence = 0
         if not self._book.runs_any:
             # Its hello was one. A thousand nodes that join together shall not beat together.
             await asyncio.sleep(self._heartbeat * self._uniform(0.5, 1.0))
         while ear.silence(_now()) <= self._lease:
-            sequence += 1
-            self._contacts.sent(sequence, boottime())
-            self._put(SessionHeartbeat(sequence=sequence))
+            self._beat()
             await asyncio.sleep(self._heartbeat)
         raise Unreachable(self._link.address, f"no answer for {self._lease:g} s")
+
+    def _beat(self) -> None:
+        self._beats += 1
+        self._contacts.sent(self._beats, boottime())
+        self._put(SessionHeartbeat(sequence=self._beats))
 
     def _hear(self, message: HubMessage) -> None:
         self._heard_at = _now()
