@@ -25,6 +25,7 @@ from agentd.daemon.eventlog import to_standard_error
 from agentd.daemon.exits import ExitCode, ListenFailed, StartFailed
 from agentd.daemon.parts import Parts, opened
 from agentd.daemon.places import Places, claimed
+from agentd.daemon.shortage import mute_shortages
 from agentd.daemon.wishes import Wishes
 from agentd.groups import history
 from agentd.groups.registry import Registry
@@ -80,6 +81,7 @@ class _Daemon:
         self._wishes = Wishes(keeps_hosts=config.host_mode is HostMode.KEEP)
 
     async def live(self) -> ExitCode:
+        mute_shortages(asyncio.get_running_loop())
         with self._wishes.heard(self._embedding.lifeline_fd):
             async with AsyncExitStack() as stack:
                 server = make_server(self._config.node_id)
