@@ -148,6 +148,13 @@ def test_workers_outlive_what_systemd_does_to_agentd_and_end_in_order_with_the_m
         unharmed()
         assert "1 worker group of 1 run" in machine.show("StatusText")
 
+        # So is the call of that name, but nobody asked systemd to start another: that is the caller's affair.
+        machine.agentctl("handover", "unix:/run/agentd/agentd.sock")
+        wait_until(lambda: machine.show("ActiveState") == "inactive", PATIENCE_S)
+        workers.beat(*both)
+        machine.systemctl("start", "agentd")
+        unharmed()
+
         # The machine goes down: the workers have their grace, and the run has been stopped.
         machine.systemctl("poweroff", "--no-block")
         wait_until(machine.is_down, PATIENCE_S, what="the machine is down")
