@@ -16,7 +16,7 @@ from tests.support.fleet import (
     agentd,
     count_descriptors,
     count_threads,
-    descendants,
+    is_at_rest,
     write_script,
 )
 from tests.support.waiting import wait_until
@@ -43,7 +43,7 @@ def one_program(fleet: Fleet, script: Path, run_id: str) -> None:
 
 def settled(node: Node, fds: int) -> bool:
     few = count_descriptors(node.pid) <= fds and count_threads(node.pid) <= MOST_THREADS
-    return few and not descendants(node.pid)
+    return few and is_at_rest(node.pid)
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_runs_in_a_row_and_twenty_at_once_leave_nothing(tmp_path: Path, in_a_row
     with agentd(tmp_path, "a") as node:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda i: one_run(node, script, f"warm-{i}"), range(WARM_UP)))
-        wait_until(lambda: not descendants(node.pid), 30)
+        wait_until(lambda: is_at_rest(node.pid), 30)
         fds, memory = count_descriptors(node.pid), psutil.Process(node.pid).memory_info().rss
         with Fleet([node.target]) as client, ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda i: one_program(client, script, f"row-{i}"), range(in_a_row)))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda i: one_run(node, script, f"at-once-{i}"), range(AT_ONCE)))
-        wait_until(lambda: settled(node, fds), 60, what=f"at most {fds} descriptors, no process")
+        wait_until(lambda: settled(node, fds), 60, what=f"at most {fds} descriptors, no run's process")
         grown = psutil.Process(node.pid).memory_info().rss - memory
         assert grown < 12 * 1024 * 1024, f"{grown / 2**20:.1f} MiB more after {in_a_row + AT_ONCE} runs"
         assert not node.process.poll()

@@ -16,6 +16,7 @@ from typing import Any
 from agentctl.exits import ExitCode, of_error
 from agentd.api.errors import AgentError
 from agentd.groups.reap import reap
+from agentd.host.stock import IN_STOCK
 from tests.support import leaks
 from tests.support.netns import Network
 from tests.support.waiting import wait_until
@@ -294,6 +295,12 @@ def count_threads(pid: int) -> int:
 def descendants(pid: int) -> Sequence[leaks.Process]:
     """All processes below one."""
     return list(leaks.descendants(pid))
+
+
+def is_at_rest(pid: int) -> bool:
+    """Whether an agentd that has had several runs has nothing below it but its host in stock."""
+    below = descendants(pid)
+    return len(below) == 1 and IN_STOCK.encode() in Path(f"/proc/{below[0].pid}/cmdline").read_bytes()
 
 
 def read_json_lines(folder: Path, pattern: str = "*.json") -> list[dict[str, Any]]:
