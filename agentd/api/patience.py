@@ -28,9 +28,14 @@ async def within(seconds: float | None, work: Awaitable[T]) -> T:
     except asyncio.CancelledError:
         await _end(task)
         raise
-    if task.cancelled():
-        raise asyncio.TimeoutError
-    return task.result()
+    try:
+        if task.cancelled():
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        # Its error tells of this frame, which holds it: a cycle that keeps calls and connections until the
+        # collector comes.
+        del task
 
 
 async def _end(task: asyncio.Future[T]) -> None:

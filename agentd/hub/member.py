@@ -324,10 +324,16 @@ class MemberSession:
                 task.cancel()
             await asyncio.wait(doing)
             self._outbox.clear()
-        # In their order, not in that of a set: the same history is told in the same words each time.
-        for task in doing:
-            if task in done:
-                task.result()
+        try:
+            # In their order, not in that of a set: the same history is told in the same words each time.
+            for task in doing:
+                if task in done:
+                    task.result()
+        finally:
+            # As in `within`: the error must not hold itself, and the stream with it.
+            del task
+            doing.clear()
+            done.clear()
 
     async def _listen(self, stream: HubStream, ear: _Ear) -> None:
         late: list[Assignment] = []
