@@ -65,8 +65,8 @@ test: gates compiled  ## all gates, then all tests; under ten minutes on two cor
 demo: compiled  ## three agentds, a killed worker, its recovery: under a minute
 	@$(BIN)/python examples/demo.py
 
-bench: compiled  ## first figures, beside torchrun's where torch is installed
-	@$(BIN)/python -m benchmarks
+bench: compiled  ## all figures, beside torchrun's: ARGS="--only rendezvous --full" chooses
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 soak: compiled  ## the tests that run for minutes
 	@$(PYTEST) -m soak --timeout 1800 tests
