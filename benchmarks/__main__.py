@@ -18,6 +18,7 @@ from benchmarks.detection import detection
 from benchmarks.fanout import fanout
 from benchmarks.figures import Figure, show, write
 from benchmarks.idle import idle
+from benchmarks.preload import preload
 from benchmarks.spawning import spawning
 from benchmarks.startup import startup
 
@@ -40,6 +41,7 @@ GROUPS: Final[Mapping[str, Callable[[Wish], list[Figure]]]] = {
     "path": lambda wish: path.paths(wish.root, wish.rounds),
     "spawning": lambda wish: spawning(wish.rounds),
     "idle": lambda wish: idle(wish.root, wish.rounds),
+    "preload": lambda wish: preload(wish.root, wish.rounds),
     "detection": lambda wish: detection(wish.root, wish.rounds),
     "rendezvous": lambda wish: scale.rendezvous(wish.root, scale.sizes(wish.full), wish.rounds),
     "fanout": lambda wish: fanout(wish.rounds),

@@ -39,7 +39,7 @@ class Condition(str, enum.Enum):
     LOGS_NOT_KEPT = "LOGS_NOT_KEPT"
     """Of a run: its log folder could not be made, so that its workers' output is dropped."""
     PRELOAD_SKIPPED = "PRELOAD_SKIPPED"
-    """Of a run: workers of its newest round were not forked from a process that has imported their modules."""
+    """Of a run: workers of its newest round were not forked from one that had imported their modules."""
 
     def __str__(self) -> str:
         return self.value
