@@ -38,8 +38,6 @@ _LAST_CALLS: Final = 1.0
 """Seconds calls that are being answered have when everything else is over."""
 _LAST_WORDS: Final = 2.0
 """Seconds the runs have to be shown as ended when their groups are."""
-_COLLECT_AFTER: Final = 20_000
-"""Objects made and not given back after which the interpreter looks for rings among them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,15 +62,6 @@ def serve(config: Config, embedding: Embedding) -> ExitCode:
             return ExitCode.INTERNAL
 
 
-def _collect_seldom() -> None:
-    """What is here by now stays, so it is looked through no more; what comes is looked through less often.
-
-    By the interpreter's own measure a thousand nodes that join cost a sixth more.
-    """
-    gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, 10, 10)
-
-
 class _Daemon:
     def __init__(self, config: Config, places: Places, embedding: Embedding) -> None:
         self._config = config
@@ -92,7 +81,8 @@ class _Daemon:
                 await server.start()
                 # Not before: a short lease would be over before anybody could renew it.
                 parts.hub.serve()
-                _collect_seldom()
+                # What is here by now stays: the collector need not look through it again and again.
+                gc.freeze()
                 parts.health.serving(True)
                 told = metrics.served(self._config.metrics_listen, parts.registry, self._config.node_id)
                 await stack.enter_async_context(told)
