@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from agentd.groups.schema import STEPS, VERSION, NewerSchema, migrate
+from agentd.groups.salvage import TABLES, columns, copy_readable
+from agentd.groups.schema import VERSION, NewerSchema, migrate
 from agentd.quickdata import dataclass
 
 CHECK_S = 5.0
@@ -27,7 +28,6 @@ WAIT_S = 5.0
 
 SHARED_MEMORY = "/dev/shm"
 
-_TABLES = ("meta", "runs", "groups", "hub", "events", "elastic_events")
 _PROGRESS = 10_000
 _log = logging.getLogger(__name__)
 
@@ -89,6 +89,8 @@ def connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         # A crash of agentd loses nothing; only a power cut may lose the last moments.
         db.execute("PRAGMA synchronous = NORMAL")
+        # A damaged word must not keep others from being read.
+        db.text_factory = _text
     except BaseException:
         db.close()
         raise
@@ -141,13 +143,26 @@ def _checked(db: sqlite3.Connection) -> str:
         return str(error)
     finally:
         db.set_progress_handler(None, _PROGRESS)
-    return "" if found == ["ok"] else "; ".join(found).replace("\n", " ")
+    return _misnamed(db) if found == ["ok"] else "; ".join(found).replace("\n", " ")
+
+
+def _misnamed(db: sqlite3.Connection) -> str:
+    """A table not of this schema: what its columns are called stands on a page that no check reads."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as model:
+        migrate(model)
+        for table in TABLES:
+            try:
+                if columns(db, table) != columns(model, table):
+                    return f"table {table} has other columns than it was made with"
+            except sqlite3.DatabaseError as error:
+                return str(error)
+    return ""
 
 
 def _begin_again(path: Path, now: float, problem: str) -> Opened:
     fresh = path.with_name(f"{path.name}.new")
     _remove(fresh)
-    lost = _copy_readable(path, fresh, now)
+    lost = copy_readable(path, fresh, now, _as_it_is)
     aside = _aside(path, now)
     for suffix in ("", "-wal"):
         with contextlib.suppress(FileNotFoundError):
@@ -159,52 +174,12 @@ def _begin_again(path: Path, now: float, problem: str) -> Opened:
     return Opened(connect(path), (f"{problem:.300}; the file is kept as {aside.name}", *lost))
 
 
-def _copy_readable(path: Path, fresh: Path, now: float) -> list[str]:
-    """Make `fresh` of all rows that can be read; answers what is lost."""
-    fresh.touch(mode=0o600)
-    with contextlib.ExitStack() as stack:
-        old = stack.enter_context(
-            contextlib.closing(sqlite3.connect(path, timeout=WAIT_S, factory=Connection))
-        )
-        new = stack.enter_context(contextlib.closing(sqlite3.connect(fresh)))
-        old.text_factory = bytes
-        version = _version(old)
-        migrate(new, STEPS[:version])
-        new.commit()
-        lost = [problem for table in _TABLES if (problem := _copy_table(old, new, table))]
-        # Above all revisions and sessions that were ever given out from here.
-        new.execute("INSERT OR REPLACE INTO meta VALUES ('daemon_starts', ?)", (str(int(now)),))
-        new.commit()
-        migrate(new)
-    return lost
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")
 
 
-def _version(db: sqlite3.Connection) -> int:
-    try:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-    except sqlite3.DatabaseError:
-        return VERSION
-    return version if 0 < version <= VERSION else VERSION
-
-
-def _copy_table(old: sqlite3.Connection, new: sqlite3.Connection, table: str) -> str:
-    """Copy row by row, as far as it goes; what is lost, if anything."""
-    unfit = 0
-    if not new.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
-        return ""
-    # By name and type: a damaged table may claim any columns.
-    columns = new.execute(f"SELECT name, type FROM pragma_table_info('{table}')").fetchall()
-    names = ", ".join(name for name, _ in columns)
-    marks = ", ".join("CAST(? AS TEXT)" if kind == "TEXT" else "?" for _, kind in columns)
-    try:
-        for row in old.execute(f"SELECT {names} FROM {table}"):
-            try:
-                new.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({marks})", row)
-            except (sqlite3.IntegrityError, sqlite3.ProgrammingError, OverflowError):
-                unfit += 1
-    except sqlite3.DatabaseError as error:
-        return f"rows of {table} ({error})"
-    return f"{unfit} rows of {table}" if unfit else ""
+def _as_it_is(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=WAIT_S, factory=Connection)
 
 
 def _aside(path: Path, now: float) -> Path:

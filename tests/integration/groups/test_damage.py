@@ -122,6 +122,71 @@ async def test_what_pages_still_tell_is_kept_when_others_are_destroyed(tmp_path:
     assert [row.incarnation for row in again.remembered.runs] == [*kept, 9000]
 
 
+def rows_of(journal: Journal) -> int:
+    found = journal.remembered
+    return len(found.runs) + len(found.groups) + len(found.hubs)
+
+
+async def test_a_destroyed_page_in_the_middle_costs_its_own_rows(tmp_path: Path) -> None:
+    path, page = tmp_path / "agentd.db", 4096
+    await filled(path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        leaves = "SELECT pageno FROM dbstat WHERE name = 'runs' AND pagetype = 'leaf' ORDER BY path"
+        try:
+            (middle,) = (pages := db.execute(leaves).fetchall())[len(pages) // 2]
+        except sqlite3.OperationalError:
+            pytest.skip("this SQLite does not tell what its pages hold")
+    content = bytearray(path.read_bytes())
+    content[(middle - 1) * page : middle * page] = b"\xa5" * page
+    path.write_bytes(content)
+    journal = await opened(path)
+    await journal.close()
+    assert DAMAGED in journal.problems
+    kept = [row.incarnation for row in journal.remembered.runs]
+    assert (kept[0], kept[-1]) == (1, NUMBER), "from both ends"
+    assert len(kept) >= NUMBER - 20
+
+
+async def test_a_file_that_was_cut_short_gives_what_is_left_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "agentd.db"
+    await filled(path)
+    os.truncate(path, path.stat().st_size * 9 // 10)
+    before = path.read_bytes()
+    journal = await opened(path)
+    await journal.close()
+    (aside,) = damaged_files(path)
+    assert (tmp_path / aside).read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == sorted([aside, "agent_uid", "agentd.db"])
+    assert DAMAGED in journal.problems
+    assert NUMBER < rows_of(journal) < 3 * NUMBER
+
+
+async def test_a_column_of_another_name_costs_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "agentd.db"
+    await filled(path)
+    content = path.read_bytes()
+    assert content.count(b"request_id TEXT") == 1
+    path.write_bytes(content.replace(b"request_id TEXT", b"request_ib TEXT"))
+    journal = await opened(path)
+    await journal.close()
+    assert "table runs has other columns" in journal.problems[DAMAGED]
+    assert rows_of(journal) == 3 * NUMBER
+
+
+async def test_a_word_of_agentds_own_that_is_no_text_costs_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "agentd.db"
+    await filled(path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute(
+            "UPDATE meta SET value = CAST(x'31ff32' AS TEXT) WHERE key IN ('daemon_starts', 'boot_id')"
+        )
+        db.commit()
+    journal = await opened(path)
+    await journal.close()
+    assert journal.daemon_starts > 1_000_000_000, "as the clock goes: higher than all before"
+    assert rows_of(journal) == 3 * NUMBER
+
+
 async def test_rows_that_cannot_be_read_cost_no_others_and_stay(tmp_path: Path) -> None:
     path = tmp_path / "agentd.db"
     await filled(path)

@@ -105,6 +105,7 @@ def test_garbage_in_rows_never_stops_a_start_and_costs_no_other_row(data: st.Dat
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @example([(0.0625, b"\x80")])  # a name in the schema that is no UTF-8: SQLite's error quotes it
+@example([(0.05, b"$")])  # another name in the schema than that of a column
 @given(
     st.lists(
         st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=600)),
