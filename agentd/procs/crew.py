@@ -99,6 +99,8 @@ class Crew:
         self._signum: int = signal.SIGTERM
         self._deadline: float | None = None
         self._sweeper: Sweeper | None = None
+        self._met: set[ProcessIdentity] = set()
+        """Whom the sweeper has found."""
         self._last_looks_end: float | None = None
         self._next_step = 0.0
         self._next_orphans = waiter.now() + ORPHAN_PAUSE_S
@@ -191,6 +193,7 @@ class Crew:
             )
         self._next_step = self._sweeper.step(now)
         self._ends.watch(self._sweeper.found)
+        self._met.update(ProcessIdentity(stat.pid, stat.start_time) for stat in self._sweeper.found)
         if self._sweeper.gone or self._sweeper.stuck:
             self._look()
         if self._sweeper.gone:
@@ -231,8 +234,14 @@ class Crew:
         return self._next_orphans
 
     def _reap_orphans(self) -> None:
+        leaders = {child.pid for child in self._children.values()}
         if self._ancestors:
-            tree.reap_orphans({child.pid for child in self._children.values()}, self._spared)
+            tree.reap_orphans(leaders, self._spared)
+        elif self._met:
+            # Whoever forks workers adopts for moments, and may have got what others of the crew left.
+            tree.reap_orphans(
+                leaders, lambda stat: ProcessIdentity(stat.pid, stat.start_time) not in self._met
+            )
 
     def _marks(self) -> Marks:
         leaders = [child.identity for child in self._children.values()]
