@@ -9,50 +9,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from agentd.api.patience import within
 from agentd.api.types import TERMINAL, GroupStatus, Phase, WorkerState
 from agentd.core import group_events as ev
-from agentd.core.conditions import Condition
 from agentd.core.contact import Contact
 from agentd.core.group import GroupState, HostState, step
-from agentd.groups import history, layout, told
+from agentd.groups import history, launch, layout, told
 from agentd.groups.background import Background
 from agentd.groups.facilities import Facilities
+from agentd.groups.launch import Launcher
 from agentd.groups.left import LeftGroup, state_text
 from agentd.groups.logs import WorkerLog
 from agentd.groups.ports import Member
 from agentd.groups.reap import SECOND_LOOK_S
 from agentd.groups.records import EventRow, GroupRow
-from agentd.groups.stuck import StuckGroup
+from agentd.groups.sweep import Sweeper
 from agentd.groups.witness import VERDICT, WorkerWitness
 from agentd.host import wire
 from agentd.host.handle import HostHandle
-from agentd.procs import cgroups, tree
+from agentd.procs import tree
 from agentd.procs.identity import ProcessIdentity, boot_id, send_signal
-from agentd.procs.resources import OUT_OF_PROCESSES, SHORTAGES
 from agentd.procs.spawn import SpawnError
 
 LEFTOVER_GRACE_S = 2.0
 """What a lost host left behind gets between SIGTERM and SIGKILL."""
 KILL_PATIENCE_S = tree.KILL_BOUND_S + 1.0
 """A host that is still there this long after SIGKILL counts as dead and unkillable."""
-START_PATIENCE_S = 30.0
-"""How long a disk may take to let a host start, and how long it is tried when something has run out."""
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 2.0
 _OWN_DEEDS = (ev.HostSpawned, ev.Begin)
 KEPT_LOGS = 20_000
 """Log folders that are remembered; the oldest rounds are forgotten first."""
-
-T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -85,8 +76,8 @@ class Supervisor:
         self._wake = asyncio.Event()
         self._handle: HostHandle | None = None
         self._contact: Contact | None = None
-        self._token = left.spec.token if left else ""
-        self._cgroup = left.spec.cgroup if left else ""
+        self._launcher = Launcher(spec, self._dir, facilities, left.spec if left else None)
+        self._sweeper = Sweeper(spec, facilities)
         self._witness = WorkerWitness(self._wake_host, self._accuse_host)
         """Knows the workers of which the host has not said that nothing is left."""
         if left:
@@ -135,7 +126,7 @@ class Supervisor:
             role=self._spec.role,
             phase=self._state.phase,
             round=self._state.round,
-            token=self._token,
+            token=self._launcher.token,
             host_pid=identity.pid if identity else 0,
             host_start_time=identity.start_time if identity else 0,
             boot_id=boot_id(),
@@ -340,12 +331,10 @@ class Supervisor:
                 self._member.leave(self.role, reason, failed=True)
 
     async def _start_host(self) -> None:
-        self._token = secrets.token_hex(16)
-        spec = replace(self._spec, token=self._token)
         try:
-            self._handle = await self._launched(spec)
+            self._handle = await self._launcher.start(self, self._interrupted)
         except asyncio.TimeoutError:
-            self.post(ev.HostDied(f"the disk did not answer in {START_PATIENCE_S:g} s"))
+            self.post(ev.HostDied(f"the disk did not answer in {launch.PATIENCE_S:g} s"))
         except (SpawnError, OSError) as error:
             self.post(ev.HostDied(str(error)))
         else:
@@ -355,34 +344,13 @@ class Supervisor:
             assert identity is not None
             self.post(ev.HostSpawned(identity.pid))
 
-    async def _launched(self, spec: wire.HostSpec) -> HostHandle:
-        """A host, tried again while something has run out: until the patience ends, or something happens."""
-        conditions = self._shared.conditions
-        patience, pause = time.monotonic() + START_PATIENCE_S, FIRST_PAUSE_S
-        while True:
-            left_s = patience - time.monotonic()
-            try:
-                handle = await within(max(0.0, left_s), self._launch(spec))
-            except OSError as error:
-                if error.errno in OUT_OF_PROCESSES:
-                    conditions.put(Condition.CANNOT_FORK, f"{error.strerror}: a process could not be started")
-                if error.errno not in SHORTAGES or self._events or left_s <= pause:
-                    raise
-                _log.warning("a host cannot be started now", extra={**self._facts(), "problem": str(error)})
-            else:
-                conditions.put(Condition.CANNOT_FORK, "")
-                return handle
+    async def _interrupted(self, pause_s: float) -> bool:
+        """Wait so long, or until something has happened; tells whether it has."""
+        if not self._events:
             self._wake.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await within(pause, self._wake.wait())
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-
-    async def _launch(self, spec: wire.HostSpec) -> HostHandle:
-        loop = asyncio.get_running_loop()
-        self._cgroup = await loop.run_in_executor(self._shared.disk, cgroups.make, spec.token)
-        spec = replace(spec, cgroup=self._cgroup)
-        await loop.run_in_executor(self._shared.disk, layout.prepare, spec, self._dir)
-        return await self._shared.door.start_host(spec, self._dir, self)
+                await within(pause_s, self._wake.wait())
+        return bool(self._events)
 
     def _tell(self, frame: wire.AgentFrame) -> None:
         if self._handle is not None:
@@ -424,35 +392,14 @@ class Supervisor:
 
     async def _end_what_is_left(self, grace_s: float) -> tuple[tree.StuckProcess, ...]:
         """Of a host that is gone; answers what SIGKILL did not end."""
-        marks = tree.Marks(token=self._token, sessions=self._witness.workers, cgroup=self._cgroup)
+        launcher = self._launcher
+        marks = tree.Marks(token=launcher.token, sessions=self._witness.workers, cgroup=launcher.cgroup)
         # What the host has judged unkillable gets no second bound.
         bound_s = SECOND_LOOK_S if self._state.unkillable else tree.KILL_BOUND_S
-        stuck = await self._in_sweeps(lambda: tree.end_group(marks, grace_s=grace_s, kill_bound_s=bound_s))
+        stuck = await self._sweeper.end(marks, grace_s=grace_s, bound_s=bound_s)
         self._handle = None
         self._witness.clear()
-        if stuck:
-            self._shared.stuck.add(self._stuck_group(marks, stuck))
         return stuck
-
-    async def _in_sweeps(self, sweep: Callable[[], T]) -> T:
-        """Until it can be told what is left, nothing may start: asked again while something has run out."""
-        while True:
-            try:
-                return await asyncio.get_running_loop().run_in_executor(self._shared.sweeps, sweep)
-            except OSError as error:
-                if error.errno not in SHORTAGES:
-                    raise
-                _log.warning("a group cannot be swept now", extra={**self._facts(), "problem": str(error)})
-            await asyncio.sleep(LONGEST_PAUSE_S)
-
-    def _stuck_group(self, marks: tree.Marks, processes: tuple[tree.StuckProcess, ...]) -> StuckGroup:
-        return StuckGroup(
-            run_id=self._spec.run_id,
-            incarnation=self._spec.incarnation,
-            role=self.role,
-            marks=marks,
-            processes=processes,
-        )
 
     def _failed(self, fault: BaseException) -> None:
         """Nothing would follow on what failed beside: it is a fault of the group's life."""
