@@ -12,16 +12,16 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
-from agentd.api.errors import AgentError, Code, HubUnreachable, NodeIdTaken, Unreachable
+from agentd.api.errors import AgentError, Code, HubUnreachable, Unreachable
 from agentd.api.patience import within
-from agentd.api.types import Failure, RunSpec, RunStatus
+from agentd.api.types import Failure
 from agentd.core import defaults
-from agentd.core.contact import Contact
 from agentd.core.moments import utc
+from agentd.hub.away import HubAway
 from agentd.hub.contacts import Contacts
 from agentd.hub.links import HubLink, HubStream
+from agentd.hub.listener import MemberListener
 from agentd.hub.memberbook import MemberBook
 from agentd.hub.messages import (
     Assignment,
@@ -39,7 +39,7 @@ from agentd.hub.messages import (
     SessionWelcome,
     StopRound,
 )
-from agentd.hub.observer import OwnTime
+from agentd.hub.observer import Ear
 from agentd.procs.boottime import boottime
 from agentd.quickdata import dataclass
 
@@ -49,53 +49,13 @@ CONNECT_TIMEOUT = 5.0
 WELCOME_TIMEOUT = 15.0
 """Longest wait for the first word on a stream that stands: the hub may have thousands to welcome, and each
 that gives up and comes again makes it more."""
-FIRST_BACKOFF = 0.1
-LAST_BACKOFF = 2.0
 FAREWELL_WAIT = 2.0
 """Longest `close` waits until what was said has left."""
 
-_LONGEST_HOLD = 3600.0
 _FINAL = frozenset(
     {Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED}
 )
 """Refusals that another try does not change."""
-
-
-class MemberListener(Protocol):
-    """Whoever owns the node's worker groups of the run. Called on the event loop; must not block."""
-
-    def on_welcome(self, spec: RunSpec) -> None:
-        """The hub took the session for the first time."""
-
-    def on_assignment(self, role: str, assignment: Assignment) -> None:
-        """The member has a place in a round; answer with its workers, or with `failed`."""
-
-    def on_stop_round(self, round_: int, reason: str) -> None:
-        """Stop what runs of the round; `gone` (or `ready`) answers for each member that took part."""
-
-    def on_waiting(self, role: str, reason: str) -> None:
-        """The member is a spare for now."""
-
-    def on_finished(self, finished: RunFinished) -> None:
-        """The run is over: stop what runs. Comes again when the grace was shortened."""
-
-    def on_view(self, status: RunStatus) -> None:
-        """The run as a whole has changed; the last one after `on_finished` has the final phase."""
-
-    def on_contact(self, contact: Contact) -> None:
-        """The hub answered, or a round must go: how long each may act. Comes before the hub's word itself."""
-
-    def on_hub_lost(self, problem: str, since: float) -> None:
-        """The stream broke, and why. Nothing needs to stop. `since`: when the hub spoke last, by the wall."""
-
-    def on_hub_found(self) -> None:
-        """It is there again."""
-
-    def on_hub_timeout(self, error: HubUnreachable) -> None:
-        """A member has needed the hub for too long. The session is over."""
-
-    def on_refused(self, error: AgentError) -> None:
-        """The hub does not take this node. The session is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +93,8 @@ class MemberSession:
         self._listener = listener
         self._next_epoch = next_epoch
         self._reattach_window = reattach_window
-        self._hub_timeout = hub_timeout
         self._uniform = uniform
+        self._away = HubAway(hub_timeout, uniform)
         self._book = MemberBook()
         self._contacts = Contacts(reattach_window)
         self._stop_grace = defaults.STOP_GRACE
@@ -145,14 +105,8 @@ class MemberSession:
         self._to_say = asyncio.Event()
         self._connected = False
         self._welcomed = False
-        self._lost = False
-        self._held_until: float | None = None
-        """When a node id that is another's for the hub is to be given up."""
-        self._heard_at: float | None = None
         self._finished = False
         self._closing = False
-        self._needed_since: float | None = None
-        self._backoff = FIRST_BACKOFF
         self._task: asyncio.Task[None] | None = None
 
     # --- what the node says -----------------------------------------------------------------------------
@@ -238,7 +192,7 @@ class MemberSession:
             except AgentError as error:
                 # Without the advice of the error: whoever tells of the hub has its own.
                 problem = error.facts.get("problem") or str(error)
-                if self._is_refusal(error) and not self._over() and not self._is_held(error):
+                if self._is_refusal(error) and not self._over():
                     self._refused(error)
                     return
             if self._over():
@@ -246,21 +200,13 @@ class MemberSession:
             self._stream_lost(problem)
             if self._waited_too_long(problem):
                 return
-            # Many nodes lose one hub together: they shall not come back together.
-            await asyncio.sleep(self._backoff * self._uniform(0.5, 1.0))
-            self._backoff = min(self._backoff * 2, LAST_BACKOFF)
+            await asyncio.sleep(self._away.pause())
 
     def _is_refusal(self, error: AgentError) -> bool:
-        # The hub that took this node knows the call: where it is not known, a stranger has the hub's port.
-        return error.code in _FINAL and not (self._welcomed and error.code is Code.UNIMPLEMENTED)
-
-    def _is_held(self, error: AgentError) -> bool:
-        """Whether the hub may yet find that the one who has our node id is gone: this node made anew."""
-        if not isinstance(error, NodeIdTaken):
+        if error.code not in _FINAL or self._away.may_yet_take_us(error, _now()):
             return False
-        until = _now() + _held_s(error) + 2 * LAST_BACKOFF
-        self._held_until = until if self._held_until is None else min(self._held_until, until)
-        return _now() < self._held_until
+        # The hub that took this node knows the call: where it is not known, a stranger has the hub's port.
+        return not (self._welcomed and error.code is Code.UNIMPLEMENTED)
 
     def _over(self) -> bool:
         return self._finished or self._closing
@@ -296,22 +242,20 @@ class MemberSession:
         self._stop_grace = defaults.STOP_GRACE if grace is None else grace
         self._contacts.welcomed(welcome.lease)
         self._connected = True
-        self._backoff = FIRST_BACKOFF
-        self._needed_since = self._held_until = None
+        was_lost = self._away.found()
         self._outbox.clear()
         for message in self._book.unanswered(_now()):
             self._put(message)
         if not self._welcomed:
             self._welcomed = True
             self._tell(self._listener.on_welcome, welcome.spec)
-        if self._lost:
-            self._lost = False
+        if was_lost:
             self._tell(self._listener.on_hub_found)
 
     async def _talk(self, stream: HubStream) -> None:
         """Speak, listen and count the hub's silence, until one of the three is over."""
         loop = asyncio.get_running_loop()
-        ear = _Ear(_now(), self._heartbeat)
+        ear = Ear(_now(), self._heartbeat)
         doing = [
             loop.create_task(self._listen(stream, ear)),
             loop.create_task(self._speak(stream)),
@@ -335,7 +279,7 @@ class MemberSession:
             doing.clear()
             done.clear()
 
-    async def _listen(self, stream: HubStream, ear: _Ear) -> None:
+    async def _listen(self, stream: HubStream, ear: Ear) -> None:
         late: list[Assignment] = []
         async for message in stream:
             ear.heard(_now())
@@ -365,7 +309,7 @@ class MemberSession:
             self._to_say.clear()
             await self._to_say.wait()
 
-    async def _keep_alive(self, ear: _Ear) -> None:
+    async def _keep_alive(self, ear: Ear) -> None:
         if not self._book.runs_any:
             # Its hello was one. A thousand nodes that join together shall not beat together.
             await asyncio.sleep(self._heartbeat * self._uniform(0.5, 1.0))
@@ -380,7 +324,7 @@ class MemberSession:
         self._put(SessionHeartbeat(sequence=self._beats))
 
     def _hear(self, message: HubMessage) -> None:
-        self._heard_at = _now()
+        self._away.heard(_now())
         self._note_contact(message)
         match message:
             case SessionWelcome():
@@ -424,24 +368,16 @@ class MemberSession:
     # --- a hub that is not there --------------------------------------------------------------------------
 
     def _stream_lost(self, problem: str) -> None:
-        if not self._lost:
-            self._lost = True
+        if self._away.lost():
             log.warning("hub lost", extra={**self._who(), "problem": problem})
-            silent = 0.0 if self._heard_at is None else _now() - self._heard_at
-            self._tell(self._listener.on_hub_lost, problem, time.time() - silent)
+            self._tell(self._listener.on_hub_lost, problem, time.time() - self._away.silence(_now()))
 
     def _waited_too_long(self, problem: str) -> bool:
         now = _now()
-        if not self._book.needs_hub:
-            self._needed_since = None
+        waited = self._away.waited_in_vain(now, needed=self._book.needs_hub)
+        if waited is None:
             return False
-        if self._needed_since is None:
-            self._needed_since = now
-        waited = now - self._needed_since
-        if waited < self._hub_timeout:
-            return False
-        silent = waited if self._heard_at is None else now - self._heard_at
-        since = utc(time.time() - silent)
+        since = utc(time.time() - (self._away.silence(now) or waited))
         self._tell(self._listener.on_hub_timeout, HubUnreachable(self._link.address, since, problem))
         return True
 
@@ -458,31 +394,6 @@ class MemberSession:
 
     def _who(self) -> dict[str, object]:
         return {"run_id": self._run_id, "incarnation": self._incarnation, "hub": self._link.address}
-
-
-class _Ear:
-    """How long the hub has been silent while this process listened."""
-
-    def __init__(self, now: float, heartbeat: float) -> None:
-        self._own = OwnTime(now, step=2 * heartbeat)
-        self._heard_at = self._own.at(now)
-
-    def heard(self, now: float) -> None:
-        self._heard_at = self._own.at(now)
-
-    def silence(self, now: float) -> float:
-        """Called at each heartbeat. After a gap of our own nobody is judged."""
-        on_time = self._own.tick(now)
-        return self._own.at(now) - self._heard_at if on_time else 0.0
-
-
-def _held_s(error: NodeIdTaken) -> float:
-    """What the hub says; one of an older version says nothing."""
-    try:
-        told = float(error.facts.get("held_s", ""))
-    except ValueError:
-        return 0.0
-    return min(told, _LONGEST_HOLD) if told > 0 else 0.0
 
 
 def _now() -> float:

@@ -40,3 +40,20 @@ class OwnTime:
         """Seconds this process was held up, in gaps that ended in the last `within` seconds or end now."""
         present = max(0.0, now - self._ticked_at - self._step)
         return present + sum(length for ended, length in self._gaps if now - ended <= within)
+
+
+class Ear:
+    """How long a peer has been silent while this process listened."""
+
+    def __init__(self, now: float, heartbeat: float) -> None:
+        self._own = OwnTime(now, step=2 * heartbeat)
+        self._heard_at = self._own.at(now)
+
+    def heard(self, now: float) -> None:
+        """It said something."""
+        self._heard_at = self._own.at(now)
+
+    def silence(self, now: float) -> float:
+        """Called at each heartbeat. After a gap of our own nobody is judged."""
+        on_time = self._own.tick(now)
+        return self._own.at(now) - self._heard_at if on_time else 0.0
