@@ -56,7 +56,14 @@ LEAN_IMPORTS = {
     "agentd.core": {"grpc", "google.protobuf", "asyncio"},
     "agentd.elastic": {"grpc", "google.protobuf", "asyncio", "torch", "psutil", "click", "rich"},
     "agentd.host.__main__": {"grpc", "google.protobuf", "asyncio", "torch", "sqlite3", "click", "rich"},
-    "agentd.daemon.service": {"torch", "psutil", "rich", "prometheus_client", "tomllib", "grpc_reflection"},
+    "agentd.daemon.service": {
+        "torch",
+        "psutil",
+        "rich",
+        "prometheus_client",
+        "tomllib",
+        "grpc_reflection.v1alpha",
+    },
     "agentd_client": {"grpc", "google.protobuf", "asyncio"},
     "agentctl.main": {
         *("grpc", "google.protobuf", "asyncio", "torch", "prometheus_client", "sqlite3", "rich"),
