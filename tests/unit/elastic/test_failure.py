@@ -99,3 +99,9 @@ def test_the_tail_of_stderr_is_whole_lines_and_survives_bad_bytes(tmp_path: Path
     assert failure.stderr_tail(30) == "first line\nlast \ufffd line\n"
     assert failure.stderr_tail(1 << 20).startswith("first line\n")
     assert ProcessFailure(0, 1, 1, "").stderr_tail() == ""
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_place_of_a_workers_output_holds_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "stderr.log")
+    assert ProcessFailure(0, 1, 1, "", stderr_file=str(tmp_path / "stderr.log")).stderr_tail() == ""

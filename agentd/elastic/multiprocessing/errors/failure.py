@@ -13,7 +13,6 @@ import signal
 import stat
 import time
 from dataclasses import field
-from pathlib import Path
 from typing import Any
 
 from agentd.quickdata import dataclass
@@ -109,8 +108,7 @@ def read_report(path: str) -> tuple[dict[str, Any] | None, float]:
     What is no report becomes one whose message says so.
     """
     try:
-        # Not blocking: a pipe of that name must not hold its reader.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = _opened(path)
         with open(fd, "rb") as file:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
@@ -119,6 +117,11 @@ def read_report(path: str) -> tuple[dict[str, Any] | None, float]:
     except (OSError, ValueError):
         return None, 0.0
     return _parse_report(data), written_at
+
+
+def _opened(path: str) -> int:
+    """Not blocking: a pipe that a worker put in the place of its file must not hold the reader."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def _parse_report(data: bytes) -> dict[str, Any]:
@@ -152,7 +155,10 @@ def _tail(path: str, limit: int) -> str:
     if not path:
         return ""
     try:
-        with Path(path).open("rb") as file:
+        fd = _opened(path)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return ""
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - limit))
             data = file.read(limit)
