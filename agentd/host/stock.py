@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -24,6 +25,10 @@ IN_STOCK: Final = "--in-stock"
 NO_TOKEN: Final = "0" * 32
 """Stands in its environment for the token that it will have."""
 
+END_S: Final = 1.0
+"""What SIGKILL has to end it; a process that hangs in the kernel is left to it."""
+
+_PAUSE_S: Final = 0.002
 _ROOM: Final = "." * 4096
 """Where its arguments will be shown."""
 _READY: Final = b"ready"
@@ -83,7 +88,10 @@ class HostStock:
             return True
 
     def _made(self) -> _Waiting | None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            return None
         ours.setblocking(False)
         with theirs:
             try:
@@ -134,7 +142,9 @@ class _Waiting:
     def end(self) -> None:
         self.connection.close()
         self.child.popen.kill()
-        self.child.popen.wait()
+        deadline = time.monotonic() + END_S
+        while self.child.popen.poll() is None and time.monotonic() < deadline:
+            time.sleep(_PAUSE_S)
 
 
 def told() -> list[str] | None:
