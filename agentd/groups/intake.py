@@ -15,11 +15,12 @@ from agentd.groups import history
 from agentd.groups.admission import Machine, RolePlan, plan_node
 from agentd.groups.facilities import Facilities
 from agentd.groups.logs import WorkerLog
+from agentd.groups.part import Part
 from agentd.groups.ports import Rendezvous
 from agentd.groups.records import ForgetRun, GroupRow, RunRow
 from agentd.groups.recovery import FormerRun
 from agentd.groups.roster import Roster
-from agentd.groups.run import NodeRun, Part
+from agentd.groups.run import NodeRun
 
 ADMISSION_S = 15.0
 """How long a disk may take to tell whether a program is there."""

@@ -7,85 +7,30 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import replace
 from itertools import chain
 from types import MappingProxyType
 
 from agentd.api.errors import AgentError, HubUnreachable, RunEnded, RunNotFound
 from agentd.api.types import TERMINAL, GroupRef, GroupStatus, Phase, RunSpec, RunStatus
-from agentd.core import defaults
 from agentd.core import group_events as ev
 from agentd.core.assignment import Assignment
 from agentd.core.conditions import Condition
 from agentd.core.contact import Contact
-from agentd.groups import history, layout, snapshot
+from agentd.groups import history, snapshot
 from agentd.groups.admission import RolePlan
 from agentd.groups.facilities import Facilities
+from agentd.groups.hubword import HubWord
 from agentd.groups.left import KEEP, LeftGroup
 from agentd.groups.logs import WorkerLog
+from agentd.groups.part import Part, host_spec
 from agentd.groups.ports import Rendezvous, Session
-from agentd.groups.records import RunRow
 from agentd.groups.supervisor import KEPT_LOGS, Supervisor
-from agentd.host.wire import HostSpec
 from agentd.hub.messages import RunFinished
-from agentd.quickdata import dataclass
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """What a node takes on of a run."""
-
-    spec: RunSpec
-    incarnation: int
-    request_id: str
-    node_id: str
-    address: str
-    """Where others reach this node."""
-    plans: tuple[RolePlan, ...]
-    node_name: str = ""
-    hub_address: str = ""
-    """Empty: the hub is here."""
-    passed_env: Mapping[str, str] = field(default_factory=dict)
-    started_at: float
-
-    @property
-    def hub_here(self) -> bool:
-        """Whether this node is the run's hub."""
-        return not self.hub_address
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """The run among all runs."""
-        return self.spec.run_id, self.incarnation
-
-    @property
-    def stop_grace(self) -> float:
-        """From SIGTERM to SIGKILL, if a stop does not say."""
-        return defaults.STOP_GRACE if self.spec.stop_grace is None else self.spec.stop_grace
-
-    @property
-    def reattach_window(self) -> float:
-        """How long workers here go on without agentd, if they do."""
-        window = self.spec.rendezvous.reattach_window
-        return defaults.REATTACH_WINDOW if window is None else window
-
-    def row(self, status: RunStatus, wish: str = "") -> RunRow:
-        """The run for the journal. `wish`: the Stop that was accepted, if one was."""
-        return RunRow(
-            run_id=self.spec.run_id,
-            incarnation=self.incarnation,
-            request_id=self.request_id,
-            spec=self.spec,
-            status=status,
-            node_name=self.node_name,
-            hub_address=self.hub_address,
-            passed_env=self.passed_env,
-            wish=wish,
-        )
 
 
 class NodeRun:
@@ -106,12 +51,8 @@ class NodeRun:
         self.part = part
         self._shared = facilities
         self._rendezvous = rendezvous
+        self._word = HubWord(part, rendezvous, facilities.journal)
         self._changed = changed
-        self._hub = snapshot.without_hub(
-            part.spec, part.incarnation, part.hub_address or part.address, part.started_at
-        )
-        self._hub_problem = ""
-        self._hub_lost_at = 0.0
         self._end: snapshot.PartEnd | None = None
         self._conditions: dict[str, str] = {}
         self._session: Session | None = None
@@ -138,9 +79,9 @@ class NodeRun:
             reattach_window=part.reattach_window if self._shared.host_mode == KEEP else None,
         )
         self._go_on(left, self._session)
-        if (left or not part.plans) and (told := self._told_here()):
+        if left or not part.plans:
             # Before any group's word: the part of the hub's own node may be over, and the run go on.
-            self._hub = told
+            self._word.ask_here()
         self.status = self._composed()
         self._changed(self)
         self.take_on(part.plans)
@@ -181,7 +122,7 @@ class NodeRun:
     @property
     def is_ending(self) -> bool:
         """Whether this node's part, or the whole run, is to end or has ended."""
-        return self._end is not None or self._hub.phase in TERMINAL
+        return self._end is not None or self._word.is_last
 
     @property
     def is_alone(self) -> bool:
@@ -265,13 +206,7 @@ class NodeRun:
 
     def on_assignment(self, role: str, assignment: Assignment) -> None:
         """A round was formed with one of the groups in it."""
-        if self._hub.phase not in TERMINAL:
-            # The hub's view comes later: until then the group would be shown beside counts from before.
-            self._hub = replace(
-                self._hub,
-                round=max(self._hub.round, assignment.round),
-                restart_count=max(self._hub.restart_count, assignment.restart_count),
-            )
+        self._word.placed(assignment)
         self._post(role, ev.Placed(assignment))
 
     def on_stop_round(self, round_: int, reason: str) -> None:
@@ -285,35 +220,15 @@ class NodeRun:
 
     def on_view(self, status: RunStatus) -> None:
         """The run as its hub sees it."""
-        if self._hub.phase in TERMINAL:
-            return
-        before, told_here = self._hub, self._told_here()
-        self._hub = told_here or replace(status, from_hub=True)
-        if told_here is not None:
-            self._shared.journal.post(*history.nodes_changed(before, told_here, time.time()))
-        self._refresh()
-
-    def _told_here(self) -> RunStatus | None:
-        """What the hub knows, if it is here."""
-        told = self._rendezvous.view(*self.part.key) if self.part.hub_here else None
-        return None if told is None else replace(told, from_hub=True)
+        if not self._word.is_last:
+            self._word.view(status)
+            self._refresh()
 
     def on_finished(self, finished: RunFinished) -> None:
         """The run is over for everyone."""
         for supervisor in self._supervisors.values():
             supervisor.post(ev.Finish(finished.phase, finished.reason, finished.stop_grace))
-        if not self.part.hub_here:
-            # The hub's node waits for the hub's own end, which is that of all nodes.
-            self._hub = replace(
-                self._hub,
-                phase=finished.phase,
-                reason=finished.reason,
-                first_failure=finished.first_failure or self._hub.first_failure,
-                missing=(),
-                spares=(),
-                controller_lease_until=0.0,
-                join_deadline=0.0,
-            )
+        self._word.finished(finished)
         self._refresh()
 
     def on_contact(self, contact: Contact) -> None:
@@ -323,18 +238,12 @@ class NodeRun:
 
     def on_hub_lost(self, problem: str, since: float) -> None:
         """The hub does not answer; workers go on."""
-        sentence = f"hub {self.status.hub_address} unreachable: {problem}"
-        if not self._hub_problem:
-            self._shared.journal.post(history.hub_lost(self.status, sentence, time.time()))
-            self._hub_lost_at = since
-        self._hub_problem = sentence
+        self._word.lost(problem, since, self.status)
         self._refresh()
 
     def on_hub_found(self) -> None:
         """The hub answers again."""
-        if self._hub_problem:
-            self._shared.journal.post(history.hub_found(self.status, time.time()))
-        self._hub_problem, self._hub_lost_at = "", 0.0
+        self._word.found(self.status)
         self._refresh()
 
     def on_hub_timeout(self, error: HubUnreachable) -> None:
@@ -357,11 +266,10 @@ class NodeRun:
         """The run now. `of_node`: what degrades the node."""
         part = self.part
         own = snapshot.own_part(
-            part.node_id, part.address, part.node_name or part.node_id, self.groups(), self._hub_problem,
+            part.node_id, part.address, part.node_name or part.node_id, self.groups(), self._word.problem,
             {**of_node, **self._conditions, **self._skipped_preload()},
         )  # fmt: skip
-        known = replace(self._hub, hub_unreachable_since=self._hub_lost_at)
-        return snapshot.compose(known, own, self._end, hub_here=part.hub_here)
+        return snapshot.compose(self._word.run, own, self._end, hub_here=part.hub_here)
 
     def _skipped_preload(self) -> Mapping[str, str]:
         problems = [each.preload_problem for each in self._supervisors.values() if each.preload_problem]
@@ -397,31 +305,3 @@ class NodeRun:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
-
-
-def host_spec(part: Part, plan: RolePlan, facilities: Facilities) -> HostSpec:
-    """What a host of one role is told; its token is made for each host."""
-    spec, role = part.spec, plan.role
-    return HostSpec(
-        run_id=spec.run_id,
-        incarnation=part.incarnation,
-        role=role.role,
-        node_id=part.node_id,
-        token="",
-        local_world_size=plan.local_world_size,
-        argv=plan.argv,
-        env=plan.env,
-        cwd=plan.cwd,
-        stop_grace_s=part.stop_grace,
-        monitor_interval_s=spec.monitor_interval or defaults.MONITOR_INTERVAL,
-        log_root=layout.log_root(
-            facilities.state_dir, plan.log_root, spec.run_id, part.incarnation, role.role
-        ),
-        mode=facilities.host_mode,
-        on_isolation=spec.on_isolation.value,
-        max_restarts=spec.max_restarts,
-        master_addr=role.master_addr,
-        master_port=role.master_port,
-        preload=spec.preload,
-        standby=spec.standby,
-    )
