@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from agentd.host.door import PACKAGES, HostDoor
-from agentd.host.stock import IN_STOCK
+from agentd.host.stock import IN_STOCK, HostStock
 from agentd.host.wire import Ended, FinishHost, HostSpec
 from agentd.procs import procfs, tree
 from agentd.procs.identity import identify
 from tests.support.hosting import PATIENCE_S, Ear, host_spec, open_door
+from tests.support.shortage import no_more_files
 from tests.support.waiting import wait_until, wait_until_async
 
 OWNER = """
@@ -40,6 +41,18 @@ def in_stock() -> list[int]:
         for stat in procfs.processes()
         if stat.parent == os.getpid() and IN_STOCK.encode() in procfs.read_command(stat.pid)
     ]
+
+
+def test_a_stock_that_could_have_no_host_has_one_later(tmp_path: Path) -> None:
+    command = [sys.executable, "-S", "-m", "agentd.host"]
+    stock = HostStock(command, {**os.environ, "PYTHONPATH": PACKAGES}, str(tmp_path))
+    with no_more_files(os.getpid()):
+        stock.fill()
+    assert in_stock() == []
+    stock.fill()
+    assert wait_until(in_stock, PATIENCE_S)
+    stock.close()
+    wait_until(lambda: not in_stock(), PATIENCE_S)
 
 
 async def _fill(door: HostDoor) -> int:
