@@ -52,6 +52,8 @@ async def test_the_file_is_renewed_while_the_round_runs_and_is_gone_before_the_h
         assert ear.handle is not None
         tell(ear, 60.0)
         await ear.starts(1)
+        # Before that a SIGTERM ends them at once.
+        await wait_until_async(lambda: len(list(tmp_path.glob("ready-1*"))) == 2, PATIENCE_S)
         await until_file_says(tmp_path, 1, tell(ear, 70.0))
         ear.handle.send(StopRound(round=1))
         # Its workers are in their grace, and may save until the end of it.
