@@ -111,7 +111,7 @@ class HostDoor:
                 await asyncio.to_thread(Path(self._state_dir, SOCKET_NAME).unlink, missing_ok=True)
         if self._refill is not None:
             self._refill.cancel()
-        await asyncio.get_running_loop().run_in_executor(None, self._stock.close)
+        self._stock.close()
         for handle in self._expected.values():
             handle.expect_nothing()
         for task in self._connections:
