@@ -54,7 +54,10 @@ class HostStock:
             if self._closed or self._filling or self._host is not None:
                 return
             self._filling = True
-        made = self._made()
+        made = None
+        # The next group tells, if its host cannot be started either.
+        with contextlib.suppress(OSError):
+            made = self._made()
         if not self._keep(made) and made is not None:
             made.end()
 
@@ -87,11 +90,8 @@ class HostStock:
             self._host = made
             return True
 
-    def _made(self) -> _Waiting | None:
-        try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError:
-            return None
+    def _made(self) -> _Waiting:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
             try:
@@ -102,10 +102,9 @@ class HostStock:
                     stdout_fd=theirs.fileno(),
                     parent_death_signal=None,
                 )
-            except OSError:
-                # The next group tells, if its host cannot be started either.
+            except BaseException:
                 ours.close()
-                return None
+                raise
         return _Waiting(child, ours)
 
 
