@@ -100,15 +100,19 @@ class Member:
 
     async def live(self) -> None:
         """From the first dial to the end of the run. A hub that is too busy to answer is dialled again."""
-        while not self._finished:
+        while True:
+            problem: object = "its hub ended the stream"
             try:
                 await self._one_stream()
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or self._hello.session_epoch > MOST_DIALS:
-                    raise
-                self._crowd.redialled += 1
-                self._hello.session_epoch += 1
-                await asyncio.sleep(random.uniform(0.05, 0.1) * 2**self._hello.session_epoch)
+                problem = error
+            if self._finished:
+                return
+            if self._round or self._hello.session_epoch > MOST_DIALS:
+                raise RuntimeError(f"{self._hello.node_id}, in round {self._round}: {problem}")
+            self._crowd.redialled += 1
+            self._hello.session_epoch += 1
+            await asyncio.sleep(random.uniform(0.05, 0.1) * 2**self._hello.session_epoch)
 
     async def _one_stream(self) -> None:
         async with own_channel(self._hub) as channel:
