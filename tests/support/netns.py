@@ -120,6 +120,11 @@ class Network:
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "small", str(directory)]
         _do([*self.within(name), *mount])
 
+    def limit_inodes(self, name: str, directory: Path, most: int) -> None:
+        """Let that disk have so many files, at least those it has. 0: any number."""
+        remount = ["mount", "-o", f"remount,nr_inodes={most}", str(directory)]
+        _do([*self.within(name), *remount])
+
     def close(self) -> None:
         for holder in (*self._nodes.values(), self._switch):
             holder.close()

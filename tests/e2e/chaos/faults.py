@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import signal
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from agentd.api.types import DrainMode
 from tests.e2e.chaos.observe import Role, Seen, send
 from tests.e2e.chaos.plan import Fault, Kind
-from tests.e2e.chaos.world import CATCH_UP_S, STOP_S, Place, Undo, Wished, World
+from tests.e2e.chaos.world import STOP_S, Limit, Place, Undo, Wished, World
+from tests.support.shortage import cannot_limit_processes, no_more_files, no_more_processes
 
 FILLER = "filler"
+INODES = 65536
+SPARE_INODES = 16
 HANDOVER_S = 0.1
 """A handover takes about so long."""
 MOST_DRAINED = 2
@@ -174,12 +177,12 @@ async def _fill_disk(world: World, fault: Fault) -> Undo | None:
     filler = place.seen_state / FILLER
     if filler.exists():
         return None
-    place.disk_bad_until = math.inf
+    place.disk_ails(fault.number)
     await asyncio.to_thread(_fill, str(filler))
 
     async def clear() -> None:
         filler.unlink()
-        place.disk_bad_until = time.monotonic() + CATCH_UP_S
+        place.disk_is_well(fault.number)
 
     return _ill(place, fault, clear)
 
@@ -192,6 +195,49 @@ def _fill(path: str) -> None:
                 file.write(block)
             except OSError:
                 block = block[: len(block) // 2]
+
+
+async def _take_inodes(world: World, fault: Fault) -> Undo | None:
+    place = world.places[fault.node]
+    if place.no_inodes:
+        return None
+    place.no_inodes = True
+    place.disk_ails(fault.number)
+    disk = os.statvfs(place.seen_state)
+    # A few more: the kernel refuses fewer than there are, and some are made just now.
+    most = disk.f_files - disk.f_ffree + SPARE_INODES
+    await asyncio.to_thread(world.net.limit_inodes, place.name, place.state, most)
+
+    async def give_back() -> None:
+        await asyncio.to_thread(world.net.limit_inodes, place.name, place.state, INODES)
+        place.no_inodes = False
+        place.disk_is_well(fault.number)
+
+    return _ill(place, fault, give_back)
+
+
+async def _take_files(world: World, fault: Fault) -> Undo | None:
+    return await _limited(world, fault, no_more_files)
+
+
+async def _take_processes(world: World, fault: Fault) -> Undo | None:
+    return None if cannot_limit_processes() else await _limited(world, fault, no_more_processes)
+
+
+async def _limited(world: World, fault: Fault, limit: Limit) -> Undo | None:
+    """The agentd of now is, if it serves; the next one would not be."""
+    place = world.places[fault.node]
+    if place.well_since is None or place.process is None or limit in place.limits:
+        return None
+    place.limits.append(limit)
+    stack = contextlib.ExitStack()
+    stack.enter_context(limit(place.process.pid))
+
+    async def lift() -> None:
+        await asyncio.to_thread(stack.close)
+        place.limits.remove(limit)
+
+    return _ill(place, fault, lift)
 
 
 async def _begin_again(world: World, place: Place) -> None:
@@ -248,6 +294,9 @@ _HOW: Mapping[Kind, Callable[[World, Fault], Awaitable[Undo | None]]] = {
     Kind.PARTITION: _pull_cable,
     Kind.CUT: _cut,
     Kind.DISK_FULL: _fill_disk,
+    Kind.NO_INODES: _take_inodes,
+    Kind.NO_FILES: _take_files,
+    Kind.NO_FORKS: _take_processes,
     Kind.DRAIN: _drain,
 }
 assert set(_HOW) == set(Kind)

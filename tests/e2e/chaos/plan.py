@@ -27,6 +27,9 @@ class Kind(str, enum.Enum):
     PARTITION = "cable pulled"
     CUT = "one way cut"
     DISK_FULL = "disk full"
+    NO_INODES = "no inodes"
+    NO_FILES = "no descriptors"
+    NO_FORKS = "no processes"
     DRAIN = "node drained"
 
     def __str__(self) -> str:
@@ -56,7 +59,10 @@ KINDS: Mapping[Kind, Weight] = {
     Kind.PARTITION: Weight(7, 0.2, 5.0),
     Kind.CUT: Weight(4, 0.2, 4.0),
     Kind.DISK_FULL: Weight(4, 0.2, 4.0),
-    Kind.DRAIN: Weight(5, 0.5, 6.0),
+    Kind.NO_INODES: Weight(3, 0.2, 4.0),
+    Kind.NO_FILES: Weight(3, 0.2, 4.0),
+    Kind.NO_FORKS: Weight(3, 0.2, 4.0),
+    Kind.DRAIN: Weight(4, 0.5, 4.0),
 }
 
 
@@ -136,6 +142,8 @@ class Job:
     """Its workers stop when their node is cut off."""
     leaver: str
     """A node that leaves the run after a while; empty: none."""
+    careless: bool = False
+    """Its caller does not look whether nodes are drained before it starts it."""
     lease: float | None = None
     """It ends when nobody has renewed it for so many seconds."""
     renewed_for: float = math.inf
@@ -189,7 +197,8 @@ def jobs(seed: int, nodes: Sequence[str]) -> Iterator[Job]:
             stop_after=draw.uniform(0.5, 10.0) if draw.random() < 0.3 else None,
             isolated_stop=draw.random() < 0.3,
             leaver=draw.choice(taking_part) if draw.random() < 0.2 else "",
-            lease=draw.uniform(1.5, 3.0) if draw.random() < 0.3 else None,
+            careless=draw.random() < 0.2,
+            lease=draw.uniform(1.5, 3.0) if draw.random() < 0.25 else None,
         )
         abandoned = draw.random() < 0.4 and job.lease is not None
         renewed_for = draw.uniform(0.0, 6.0)

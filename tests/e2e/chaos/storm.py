@@ -45,7 +45,7 @@ class Wish:
     seed: int
     faults: int = 200
     """Ends after so many."""
-    rate: float = 6.0
+    rate: float = 8.0
     """Faults a second."""
     runs: int = 8
     """At once."""
@@ -166,11 +166,17 @@ class _Storm:
         coming = jobs(self._wish.seed, NODES)
         while True:
             while len(self._callers) < self._wish.runs:
-                caller = Caller(next(coming), self._world, self._book, PROGRAM, self._folder)
+                job = next(coming)
+                if not job.careless and any(self._is_drained(node) for node in (job.hub, *job.nodes)):
+                    continue
+                caller = Caller(job, self._world, self._book, PROGRAM, self._folder)
                 task = asyncio.create_task(caller.carry())
                 self._callers.add(task)
                 task.add_done_callback(self._callers.discard)
             await asyncio.sleep(LOOK_S)
+
+    def _is_drained(self, node: str) -> bool:
+        return self._world.places[node].wished.mode is not None
 
     async def _calm(self) -> None:
         """Nothing fails any more: every run ends by itself, everywhere."""

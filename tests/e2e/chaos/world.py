@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -38,6 +39,10 @@ class Wished:
     deadline: float | None = None
 
 
+Limit = Callable[[int], contextlib.AbstractContextManager[None]]
+"""Keeps a process from something."""
+
+
 @dataclass
 class Place:
     """A node: its agentd of now, and what ails it."""
@@ -56,8 +61,12 @@ class Place:
     frozen: bool = False
     unplugged: bool = False
     cut_from: set[str] = field(default_factory=set)
+    disk_ailments: set[int] = field(default_factory=set)
     disk_bad_until: float = 0.0
     """Until then the journal may lack what was announced."""
+    no_inodes: bool = False
+    limits: list[Limit] = field(default_factory=list)
+    """What its agentd may do no more."""
     forgot: bool = False
     """Its agentd was killed while that was so."""
     ailments: set[int] = field(default_factory=set)
@@ -82,6 +91,15 @@ class Place:
 
     def get_well(self, number: int) -> None:
         self.ailments.discard(number)
+
+    def disk_ails(self, number: int) -> None:
+        self.disk_ailments.add(number)
+        self.disk_bad_until = math.inf
+
+    def disk_is_well(self, number: int) -> None:
+        self.disk_ailments.discard(number)
+        if not self.disk_ailments:
+            self.disk_bad_until = time.monotonic() + CATCH_UP_S
 
     def may_forget(self) -> None:
         """Its agentd ends, before what it announced is surely written."""
