@@ -39,6 +39,7 @@ from agentd.procs.tree import TOKEN_VARIABLE
 PACKAGES = str(Path(agentd.__file__).parent.parent)
 """Where hosts find agentd."""
 
+_LAST_WORDS_S = 3.0
 _HELLO_TIMEOUT_S = 10.0
 _READ_SIZE = 65_536
 TRY_AGAIN_S = 0.5
@@ -117,7 +118,7 @@ class HostDoor:
         for task in self._connections:
             task.cancel()
         if self._connections:
-            await asyncio.wait(self._connections)
+            await asyncio.wait(self._connections, timeout=_LAST_WORDS_S)
 
     async def start_host(self, spec: HostSpec, group_dir: str, listener: HostListener) -> HostHandle:
         """Start a host that will be welcomed with `spec`. Raises `SpawnError`."""
