@@ -272,8 +272,8 @@ class Supervisor:
         finally:
             timer.cancel()
 
-    def _is_next(self, kind: type[ev.GroupEvent]) -> bool:
-        return bool(self._events) and isinstance(self._events[0][1], kind)
+    def _is_next(self, *kinds: type[ev.GroupEvent]) -> bool:
+        return bool(self._events) and isinstance(self._events[0][1], kinds)
 
     async def _note(self, event: ev.GroupEvent, before: GroupState) -> None:
         """Journal and publish what the event changed; effects come after."""
@@ -282,8 +282,8 @@ class Supervisor:
             return
         moved = state.phase is not before.phase
         entries = (*self._untold, *history.of_group(self._spec, event, before, state, time.time()))
-        if isinstance(event, ev.WorkerExited) and self._is_next(ev.WorkerExited):
-            # Workers of a round end together: they are shown and journalled together.
+        if isinstance(event, ev.WorkerExited) and self._is_next(ev.WorkerExited, ev.WorkersFailed):
+            # Workers of a round end together: they are shown and journalled together, and with what follows.
             self._untold = entries
             return
         self._untold = ()

@@ -16,6 +16,7 @@ REDIAL_S = 0.1
 MAX_OUTGOING = 8 * 1024 * 1024
 """An agentd that reads this little is as good as gone."""
 
+SENT_AT_ONCE = 64 * 1024
 _READ_SIZE = 65_536
 
 
@@ -47,7 +48,7 @@ class AgentLink:
         """Why there is no connection."""
         self.protocol = 1
         """The version that agentd understands, as its welcome says; later frames it is not sent."""
-        waiter.add_pump(self._redial)
+        waiter.add_pump(self._pump)
 
     @property
     def connected(self) -> bool:
@@ -55,11 +56,17 @@ class AgentLink:
         return self._socket is not None
 
     def send(self, frame: HostFrame) -> None:
-        """Send when it can be; dropped without a connection, as the next agentd reads host.jsonl."""
+        """Send with the next wait; dropped without a connection, as the next agentd reads host.jsonl.
+
+        What is said in one go is heard in one go: an end of a worker and what follows from it.
+        """
         if self._socket is None or since(frame) > self.protocol:
             return
+        if not self._outgoing:
+            self._waiter.add(self._socket, self._receive, writable=self._flush)
         self._outgoing += encode(frame)
-        self._flush()
+        if len(self._outgoing) > SENT_AT_ONCE:
+            self._flush()
 
     def leave(self, timeout_s: float) -> None:
         """Return once agentd has read all that was sent and hung up, or the patience ends.
@@ -77,8 +84,17 @@ class AgentLink:
 
     def close(self) -> None:
         """Hang up and dial no more."""
-        self._waiter.remove_pump(self._redial)
+        self._waiter.remove_pump(self._pump)
         self._hang_up("closed")
+
+    def _pump(self, now: float) -> float | None:
+        wish = self._redial(now)
+        if self._outgoing:
+            # Before whatever else there is to do; what is said after this goes when the socket is asked.
+            self._flush()
+            if self._leaving:
+                return now  # that is waited for
+        return wish
 
     def _redial(self, now: float) -> float | None:
         if self._socket is not None or self._leaving:
