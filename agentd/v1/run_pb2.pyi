@@ -522,7 +522,9 @@ class RendezvousSpec(google.protobuf.message.Message):
 
     @property
     def heartbeat(self) -> google.protobuf.duration_pb2.Duration:
-        """Interval of heartbeats. Default 1 s."""
+        """Interval of heartbeats. Default 1 s; with more than 500 members longer, up
+        to half of the lease.
+        """
 
     @property
     def lease(self) -> google.protobuf.duration_pb2.Duration:
