@@ -11,6 +11,7 @@ SEED     ?=
 FAULTS   ?=
 MINUTES  ?=
 KINDS    ?=
+PRELOAD  ?=
 VENV     := .venv
 BIN      := $(VENV)/bin
 STAMP    := $(VENV)/.stamp
@@ -71,8 +72,8 @@ bench: compiled  ## all figures, beside torchrun's: ARGS="--only rendezvous --fu
 soak: compiled  ## the tests that run for minutes
 	@$(PYTEST) -m soak --timeout 1800 tests
 
-chaos: compiled  ## a storm of faults over five agentds: SEED=, FAULTS= or MINUTES=, KINDS=WORKER_KILL,... (root)
-	@SEED=$(SEED) FAULTS=$(FAULTS) MINUTES=$(MINUTES) KINDS=$(KINDS) \
+chaos: compiled  ## a storm of faults over five agentds: SEED=, FAULTS= or MINUTES=, KINDS=WORKER_KILL,..., PRELOAD=1 (root)
+	@SEED=$(SEED) FAULTS=$(FAULTS) MINUTES=$(MINUTES) KINDS=$(KINDS) PRELOAD=$(PRELOAD) \
 		$(PYTEST) -q -s -m soak --timeout 0 tests/e2e/chaos/test_chaos.py::test_storms_as_asked_for
 
 test-deps: venv  ## what the optional tests need: torch by pip, buf and grpc-js by npm, system packages by apt when root

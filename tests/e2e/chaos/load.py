@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agentd.api.errors import AgentError, Code
@@ -43,6 +45,9 @@ def spec_of(job: Job, program: Path, folder: Path) -> RunSpec:
         kind=EntrypointKind.EXECUTABLE,
         working_directory=str(folder),
     )
+    if preloaded := bool(os.environ.get("PRELOAD")):
+        script = str(program.with_suffix(".py"))
+        command = replace(command, kind=EntrypointKind.SCRIPT, entrypoint=script, python=sys.executable)
     return RunSpec(
         run_id=job.run_id,
         roles=tuple(
@@ -64,6 +69,8 @@ def spec_of(job: Job, program: Path, folder: Path) -> RunSpec:
         stop_grace=GRACE_S,
         controller_lease=job.lease,
         on_isolation=IsolationPolicy.STOP if job.isolated_stop else IsolationPolicy.KEEP,
+        preload=("decimal",) if preloaded else (),
+        standby=preloaded and job.max_restarts % 2 == 0,
     )
 
 

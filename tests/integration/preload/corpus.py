@@ -218,6 +218,7 @@ SCRIPTS = {
         import ctypes, os, subprocess
         print(sorted(item for item in os.environ.items() if item[0] not in ("_", "SHLVL")))
         getenv = ctypes.CDLL(None).getenv; getenv.restype = ctypes.c_char_p
+        print(sorted(open("/proc/self/environ").read().split(chr(0))))
         print(getenv(b"OF_THE_WORKER"), getenv(b"OF_THE_ZYGOTE"), getenv(b"PYTHONPATH"), getenv(b"AGENTD_ZYGOTE"))
         print(sorted(line for line in subprocess.check_output(["env"], text=True).splitlines() if line[:2] != "_="))
     """,

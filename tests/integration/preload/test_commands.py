@@ -99,13 +99,15 @@ def test_workers_have_their_own_arguments_environment_and_random_numbers(tmp_pat
     (tmp_path / "script.py").write_text(
         "import os, random, sys, numpy, multiprocessing\n"
         "print(sys.argv, os.environ['RANK'])\n"
+        "print(open('/proc/self/cmdline').read().split(chr(0))[1:-1], sys.argv == sys.orig_argv[1:])\n"
         "print(random.random(), numpy.random.rand(), bytes(multiprocessing.current_process().authkey))\n"
     )
     commands = Commands(tmp_path, ("random", "numpy.random", "multiprocessing"))
     outcomes = several(commands, 3)
     said = [outcome.stdout.splitlines() for outcome in outcomes]
     assert [lines[0] for lines in said] == [f"['script.py', '--rank={n}'] {n}" for n in range(3)]
-    for drawn in zip(*(lines[1].split(" ", 2) for lines in said), strict=True):
+    assert [lines[1] for lines in said] == [f"['script.py', '--rank={n}'] True" for n in range(3)]
+    for drawn in zip(*(lines[2].split(" ", 2) for lines in said), strict=True):
         assert len(set(drawn)) == 3, drawn
 
 
