@@ -1,4 +1,4 @@
-"""Owns a zygote, a blank and a worker; says who they are, and waits to be killed."""
+"""Owns a zygote, a blank and a worker that may have a child; says who they are, and waits to be killed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def main() -> None:
         worker = begin(begun, commands.order(argv, streams))
         while not os.fstat(streams.out).st_size:
             waiter.wait(waiter.now() + 0.01)
+        child = os.pread(streams.out, 100, 0).decode().strip()
         zygote = next(iter(keeper.sessions())).pid
-        print(zygote, parked.identity.pid, worker.pid, flush=True)
+        print(zygote, parked.identity.pid, worker.pid, child, flush=True)
         waiter.wait_until(lambda: False, None)
 
 
