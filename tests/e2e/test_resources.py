@@ -51,12 +51,14 @@ class Caller:
     def __exit__(self, *_: object) -> None:
         self.client.close()
 
-    def begin(self, run_id: str = "job", program: tuple[str, ...] = ("/bin/sleep", "600")) -> None:
-        """Two workers, by default asleep."""
+    def begin(
+        self, run_id: str = "job", program: tuple[str, ...] = ("/bin/sleep", "600"), workers: int = 2
+    ) -> None:
+        """By default two workers, asleep."""
         command = Command(entrypoint=program[0], arguments=program[1:], kind=EntrypointKind.EXECUTABLE)
         spec = RunSpec(
             run_id=run_id,
-            roles=(RoleSpec(command=command, local_world_size=2),),
+            roles=(RoleSpec(command=command, local_world_size=workers),),
             max_restarts=9,
             stop_grace=5.0,
         )
@@ -145,7 +147,8 @@ def test_a_result_that_neither_a_disk_nor_an_agentd_could_take_waits_in_the_host
         node = stack.enter_context(agentd(tmp_path))
         caller = stack.enter_context(Caller(node))
         end = tmp_path / "end"
-        caller.begin(program=("/bin/sh", "-c", f"until [ -e {end} ]; do sleep 0.05; done"))
+        # More ends than there is room for in the file's last page, which is its own also on a full disk.
+        caller.begin(program=("/bin/sh", "-c", f"until [ -e {end} ]; do sleep 0.05; done"), workers=32)
         workers = caller.running(1)
         host = caller.group().host_pid
         disk.fill()

@@ -304,9 +304,9 @@ async def test_a_run_says_that_output_was_removed_and_so_does_the_next_agentd(tm
     async with one_node(tmp_path) as node:
         await node.run(run_spec(*flood, "time.sleep(600)"))
         await node.runs("job")
-        logs = node.registry.worker_logs("job", 0)
-        file = Path(logs[1].directory, "stdout.log")
-        wait_until(lambda: file.exists() and file.stat().st_size > 16_000 * 64, 20)
+        files = [Path(log.directory, "stdout.log") for log in node.registry.worker_logs("job", 0)]
+        file = files[1]
+        wait_until(lambda: all(each.exists() and each.stat().st_size > 16_000 * 64 for each in files), 20)
         for _ in range(2):
             with capped(node.state_dir, Registry()) as cap:
                 cap._runs = node.registry

@@ -197,7 +197,8 @@ SCRIPTS = {
         for name in sorted(os.listdir("/proc/self/fd"), key=int):
             try: target = os.readlink(f"/proc/self/fd/{name}")
             except OSError: continue
-            print(int(name) > 2 or name, target.split(":")[0], os.get_inheritable(int(name)), fcntl.fcntl(int(name), fcntl.F_GETFL))
+            # Which file without a name it is differs from run to run.
+            print(int(name) > 2 or name, target.split(":")[0].split("#")[0], os.get_inheritable(int(name)), fcntl.fcntl(int(name), fcntl.F_GETFL))
     """,
     "process": """
         import os, resource

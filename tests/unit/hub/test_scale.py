@@ -93,8 +93,8 @@ def test_looking_at_a_run_that_many_have_left_is_linear() -> None:
     def look(count: int) -> int:
         rig = Rig(make_spec(names(2 * count)))
         for name in names(count):
-            rig.hello(name)
-            rig.break_stream(name)
+            rig.join(name)
+            rig.leave(name)
         with counted_calls() as calls:
             assert len(rig.status.missing) == count
         return calls[0]
