@@ -6,10 +6,21 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from agentd.daemon.wishes import Wishes
+
+
+@pytest.fixture(autouse=True)
+def the_signals_of_before() -> Iterator[None]:
+    """The daemon ignores them at its end, which would go on to all that later tests start."""
+    signums = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+    former = {signum: signal.getsignal(signum) for signum in signums}
+    yield
+    for signum, handler in former.items():
+        signal.signal(signum, handler)
 
 
 async def _hear(wishes: Wishes, *signums: signal.Signals) -> None:
