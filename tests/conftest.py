@@ -2,7 +2,7 @@
 
 In `tests/integration` and `tests/e2e` a random token in the environment finds every process of a test, and
 the temporary directory is a new one that must be empty at the end. Elsewhere only what the test process
-itself holds is compared (children, threads, descriptors), which costs next to nothing.
+itself holds is compared (children, threads, descriptors, signals), which costs next to nothing.
 `@pytest.mark.allow_leak("files", reason="...")` excuses one kind for one test.
 """
 
@@ -32,6 +32,7 @@ for _name in [name for name in os.environ if name.startswith("AGENTD_")]:
 import hypothesis  # noqa: E402
 
 from tests.support import leaks  # noqa: E402
+from tests.support.ownstate import OwnState  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
 IN_CI = os.environ.get("CI") == "true"
@@ -77,6 +78,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compares what the test process holds, started and wrote, before and after each test."""
     thorough = any(part in FULL_CHECK for part in request.path.parts)
     leaks.forget_garbage()
+    own_state = OwnState.now()
     with _traced_surroundings() if thorough else nullcontext() as traced:
         before = leaks.Footprint.now()
         yield
@@ -85,6 +87,8 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         found = leaks.left_behind(before, token=token, settle_s=settle_s, excused=excused)
         if traced and (files := leaks.files_below(traced.root)):
             found["files"] = files
+    if changes := own_state.put_back():
+        found["this process' own state"] = changes
     found = {kind: items for kind, items in found.items() if kind not in excused}
     if found:
         pytest.fail(leaks.report(found), pytrace=False)
