@@ -13,6 +13,9 @@ from typing import Any
 
 from agentd.procs import prctl
 
+# The watchdog of the test itself takes it, and lets go of it as soon as a test has failed.
+_NOT_THE_TESTS = signal.SIGALRM
+
 # `signal` has it so: None is a handler that Python did not set.
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
@@ -29,7 +32,11 @@ class OwnState:
     def now(cls) -> OwnState:
         return cls(
             frozenset(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
-            {int(number): signal.getsignal(number) for number in signal.valid_signals()},
+            {
+                int(number): signal.getsignal(number)
+                for number in signal.valid_signals()
+                if number != _NOT_THE_TESTS
+            },
             prctl.is_subreaper(),
         )
 
