@@ -128,9 +128,17 @@ def fork_all(prepared: Sequence[Prepared]) -> list[Forked | OSError]:
     and its end of the lifeline stays open in a child; its signals are the default ones, and one that comes
     before its program runs is not lost.
     """
-    pids, refusal = _fork_each(prepared)
-    # Only now: a child that was forked later has the pipes of earlier ones too, until it is another program.
-    answers = [each.answer() for each in prepared[: len(pids)]]
+    pids: list[int] = []
+    try:
+        refusal = _fork_each(prepared, pids)
+        # Only now: a child that was forked later has the pipes of earlier ones too, until it is another
+        # program.
+        answers = [each.answer() for each in prepared[: len(pids)]]
+    except BaseException:
+        # Of a signal's handler: nobody else knows of them.
+        for pid in pids:
+            _end(Forked(pid))
+        raise
     found: list[Forked | OSError] = []
     for pid, problem in zip(pids, answers, strict=True):
         child = Forked(pid)
@@ -140,9 +148,14 @@ def fork_all(prepared: Sequence[Prepared]) -> list[Forked | OSError]:
     return found if refusal is None else [*found, refusal]
 
 
-def _fork_each(prepared: Sequence[Prepared]) -> tuple[list[int], OSError | None]:
+def _end(child: Forked) -> None:
+    child.kill()
+    child.wait()
+
+
+def _fork_each(prepared: Sequence[Prepared], pids: list[int]) -> OSError | None:
+    """Adds the children's pids; answers why the kernel forks no more."""
     libc, parent = _libc(), os.getpid()
-    pids: list[int] = []
     inherited, handled = _inherited(), _handled_signals()
     with _undisturbed(libc):
         # Nothing else in this loop: what it touches is copied once for each child.
@@ -152,9 +165,9 @@ def _fork_each(prepared: Sequence[Prepared]) -> tuple[list[int], OSError | None]
                 _become(libc, each, inherited, handled, parent)
             if pid < 0:
                 number = libc.errno()
-                return pids, OSError(number, os.strerror(number), each.program.path)
+                return OSError(number, os.strerror(number), each.program.path)
             pids.append(pid)
-    return pids, None
+    return None
 
 
 def _become(
@@ -250,14 +263,16 @@ def _assignment(name: str, value: str) -> bytes:
 def _undisturbed(libc: _Libc) -> Iterator[None]:
     """No signal and no collection of garbage between a fork and what the child does first."""
     collecting = gc.isenabled()
-    gc.disable()
-    libc.sigprocmask(signal.SIG_BLOCK, libc.all_signals, libc.former_signals)
+    libc.sigprocmask(signal.SIG_BLOCK, None, libc.former_signals)
+    # All of it within: the handler of a signal that came just before runs in between, and may raise.
     try:
+        gc.disable()
+        libc.sigprocmask(signal.SIG_BLOCK, libc.all_signals, None)
         yield
     finally:
-        libc.sigprocmask(signal.SIG_SETMASK, libc.former_signals, None)
         if collecting:
             gc.enable()
+        libc.sigprocmask(signal.SIG_SETMASK, libc.former_signals, None)
 
 
 def _handled_signals() -> list[int]:

@@ -114,8 +114,10 @@ class FunctionStart:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        # Within: the handler of a signal that came just before runs here, and may raise.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
