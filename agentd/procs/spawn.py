@@ -306,6 +306,9 @@ def _start_linked(program: Program) -> subprocess.Popen[bytes]:
 
 
 def _popen(program: Program, path: str, argv: Sequence[str], *passed: int) -> subprocess.Popen[bytes]:
+    if "" in program.env:
+        # All else that no environment can have `subprocess` refuses too.
+        raise ValueError("illegal environment variable name")
     stdin, stdout, stderr = program.streams
     lifeline = program.lifeline
     return subprocess.Popen(
