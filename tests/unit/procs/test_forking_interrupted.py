@@ -13,6 +13,7 @@ from agentd.procs import forking
 from agentd.procs import spawn as spawning
 from agentd.procs.spawn import Order
 from tests.support import leaks
+from tests.support.threads import in_as_many_as_asked
 
 ORDERS = [Order(argv=("sleep", "1000"), env=os.environ)] * 4
 
@@ -26,6 +27,7 @@ def _interrupt(_signum: int, _frame: object) -> None:
 
 
 @pytest.mark.parametrize("moment", ["before its signals are blocked", "between two forks"])
+@in_as_many_as_asked
 def test_an_interrupt_leaves_no_child_and_blocks_no_signal(
     monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
