@@ -148,8 +148,8 @@ def step(state: RunState, event: Event, now: float) -> tuple[RunState, tuple[Eff
             sessions.attach(turn, hello)
         case Received():
             reports.receive(turn, event)
-        case StreamEnded(node_id, epoch, own_fault):
-            sessions.detach(turn, node_id, epoch, own_fault)
+        case StreamEnded(node_id, epoch, own_fault, silence):
+            sessions.detach(turn, node_id, epoch, own_fault, silence)
         case NodeSilent(node_id, epoch):
             sessions.silent(turn, node_id, epoch)
         case Terminated(grace, reason):

@@ -191,7 +191,8 @@ class HubRun:
             del self._sessions[session.node_id]
         lease = self.plan.lease
         own_fault = self._held_up(2 * lease) >= lease / 2
-        self.post(StreamEnded(session.node_id, session.epoch, own_fault))
+        silence = self._own_time() - session.heard_at
+        self.post(StreamEnded(session.node_id, session.epoch, own_fault, silence))
 
     def post(self, event: Event) -> None:
         """Take a step now; its effects follow those that still wait."""

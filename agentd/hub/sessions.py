@@ -85,11 +85,12 @@ def attach(turn: Turn, hello: SessionHello) -> None:
     _agree(turn, hello)
 
 
-def detach(turn: Turn, node_id: str, epoch: int, own_fault: bool = False) -> None:
+def detach(turn: Turn, node_id: str, epoch: int, own_fault: bool = False, silence: float = 0.0) -> None:
     """A stream ended: what runs goes on for the node's window, what only waited is forgotten.
 
     After a pause of the hub's own the window is a lease at least: nodes that left a hub which they took for
-    dead are on their way back.
+    dead are on their way back. A node that was silent for most of its lease has only the rest of that: what
+    ended the stream was a timeout of the connection.
     """
     state = turn.state
     node = state.nodes.get(node_id)
@@ -112,6 +113,8 @@ def detach(turn: Turn, node_id: str, epoch: int, own_fault: bool = False) -> Non
     window = state.plan.lease if state.beat is Beat.STOPPING else node.reattach_window
     if own_fault:
         window = max(window, state.plan.lease)
+    elif silence > state.plan.lease / 2:
+        window = min(window, max(0.0, state.plan.lease - silence))
     turn.change(detached=with_(state.detached, node_id, turn.now + window))
     if window <= 0:
         lose_node(turn, node_id, "its stream broke")

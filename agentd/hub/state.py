@@ -236,6 +236,8 @@ class StreamEnded:
     epoch: int
     own_fault: bool = False
     """The hub was held up so long that nodes had to take it for dead."""
+    silence: float = 0.0
+    """Seconds since the node was heard: the stream of one that froze or was cut off ends by a timeout."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -467,6 +467,23 @@ def test_a_stream_that_ended_by_a_pause_of_the_hub_leaves_its_node_a_lease_to_co
     assert (rig.state.beat, rig.state.round, dict(rig.state.detached)) == (Beat.RUNNING, 1, {})
 
 
+@pytest.mark.parametrize(
+    ("silence", "own_fault", "left"),
+    [(1.0, False, 60.0), (4.0, False, 1.0), (5.1, False, None), (4.0, True, 60.0)],
+)
+def test_a_stream_that_ended_after_a_silence_leaves_its_node_the_rest_of_its_lease(
+    silence: float, own_fault: bool, left: float | None
+) -> None:
+    rig = elastic("a", "b")
+    rig.hello("b", member(RUNNING, 1), window=60.0)
+    now = rig.now
+    rig.post(StreamEnded("b", rig.epoch("b"), own_fault=own_fault, silence=silence))
+    if left is None:
+        assert "b" in rig.state.absent
+    else:
+        assert rig.state.detached["b"] == pytest.approx(now + left)
+
+
 def test_end_of_a_replaced_stream_changes_nothing() -> None:
     rig = elastic("a", "b")
     old = rig.epoch("b")
