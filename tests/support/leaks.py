@@ -130,10 +130,12 @@ def leaked_processes(before: Footprint, token: str | None) -> list[Process]:
 
 def _is_in_stock(process: Process, before: Footprint) -> bool:
     """Whether it is the host that an agentd older than the test keeps ready: that comes anew now and then."""
+    from agentd.host.stock import IN_STOCK  # late: a test that starts no agentd needs nothing of it
+
     with contextlib.suppress(OSError):
         parent = int(_stat(process.pid)[1])
         command = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
-        return b"--in-stock" in command and parent in {elder.pid for elder in before.children}
+        return IN_STOCK.encode() in command and parent in {elder.pid for elder in before.children}
     return False
 
 
