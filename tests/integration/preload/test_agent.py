@@ -17,7 +17,8 @@ from agentd.procs import prctl
 from agentd.procs.identity import ProcessIdentity, is_alive
 from tests.integration.elastic.rig import Rig
 
-# Each round leaves a child in a session of its own, which is to be ended with it. The first round fails.
+# Each round leaves a child in a session of its own, which is to be ended with it. The first round fails, but not
+# before both workers have written: the one that fails would have the other stopped in the middle.
 WORKER = """
 import json, os, subprocess, sys, time
 subprocess.Popen(["sleep", "600"], start_new_session=True)
@@ -27,7 +28,10 @@ with open(f"{os.environ['FOLDER']}/{name}.part", "w") as file:
     json.dump(found, file)
 os.rename(file.name, file.name.replace("part", "json"))
 print("said", name)
-sys.exit(3 if os.environ["AGENTD_ROUND"] == "1" and os.environ["LOCAL_RANK"] == "1" else 0)
+if name == "1-1":
+    while not os.path.exists(f"{os.environ['FOLDER']}/1-0.json"):
+        time.sleep(0.01)
+    sys.exit(3)
 """
 
 
