@@ -49,12 +49,14 @@ class MemoryRuns:
     """Not known until it is recalled."""
     failure: Exception | None = None
     accepting: bool = True
+    changes: int = 0
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     open_watches: int = 0
 
     async def show(self, status: RunStatus) -> None:
         self.known[status.run_id] = status
         async with self.changed:
+            self.changes += 1
             self.changed.notify_all()
 
     async def run(self, request: RunRequest) -> tuple[RunStatus, bool]:
@@ -86,12 +88,13 @@ class MemoryRuns:
         self.open_watches += 1
         try:
             while True:
+                looked = self.changes  # what is shown while one of these is on its way is a change too
                 for run in [run for name, run in self.known.items() if run_id in ("", name)]:
                     if shown.get(run.run_id) is not run:
                         shown[run.run_id] = run
                         yield run
                 async with self.changed:
-                    await self.changed.wait()
+                    await self.changed.wait_for(lambda: self.changes != looked)
         finally:
             self.open_watches -= 1
 
