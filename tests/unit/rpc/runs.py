@@ -93,10 +93,13 @@ class MemoryRuns:
                     if shown.get(run.run_id) is not run:
                         shown[run.run_id] = run
                         yield run
-                async with self.changed:
-                    await self.changed.wait_for(lambda: self.changes != looked)
+                await self._another_than(looked)
         finally:
             self.open_watches -= 1
+
+    async def _another_than(self, change: int) -> None:
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.changes != change)
 
     async def stop(self, request: StopRequest, caller: str = "") -> RunStatus:
         return self.status(request.run_id)
