@@ -22,7 +22,10 @@ pytestmark = pytest.mark.asyncio
 
 ENDS_SLOWLY = python(
     "import os, signal, sys, time",
-    "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), sys.exit(0)))",
+    "def save(*_):",
+    "    while not os.path.exists('saved'): time.sleep(0.01)",
+    "    sys.exit(0)",
+    "signal.signal(signal.SIGTERM, save)",
     "open('ready-' + os.environ['AGENTD_ROUND'] + os.environ['RANK'], 'w')",
     "while True: time.sleep(0.01)",
 )
@@ -48,7 +51,7 @@ async def until_file_says(folder: Path, round: int, valid_until: float) -> None:
 async def test_the_file_is_renewed_while_the_round_runs_and_is_gone_before_the_host_says_so(
     tmp_path: Path,
 ) -> None:
-    async with running_host(tmp_path, host_spec(tmp_path, *ENDS_SLOWLY)) as ear:
+    async with running_host(tmp_path, host_spec(tmp_path, *ENDS_SLOWLY, stop_grace_s=60.0)) as ear:
         assert ear.handle is not None
         tell(ear, 60.0)
         await ear.starts(1)
@@ -60,6 +63,7 @@ async def test_the_file_is_renewed_while_the_round_runs_and_is_gone_before_the_h
         stopping = boottime() + 5.0
         tell(ear, 80.0, stopped_round=1, stopped_until=stopping)
         await until_file_says(tmp_path, 1, stopping)
+        (tmp_path / "saved").touch()
         await ear.hears(Ready, 2)
         assert not (tmp_path / ROUND_FILE).exists()
         tell(ear, 90.0, stopped_round=1)
@@ -71,7 +75,8 @@ async def test_the_file_is_renewed_while_the_round_runs_and_is_gone_before_the_h
 async def test_a_host_that_is_to_stop_in_isolation_does_so_alone_and_takes_another_place(
     tmp_path: Path,
 ) -> None:
-    spec = host_spec(tmp_path, *ENDS_SLOWLY, on_isolation="stop")
+    (tmp_path / "saved").touch()
+    spec = host_spec(tmp_path, *ENDS_SLOWLY, stop_grace_s=60.0, on_isolation="stop")
     async with running_host(tmp_path, spec) as ear:
         tell(ear, 60.0)
         started = await ear.starts(1)
