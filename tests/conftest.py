@@ -54,8 +54,8 @@ CI_MAY_SKIP: Mapping[str, str] = {
 }
 
 FULL_CHECK = ("integration", "e2e")
-SETTLE_FULL_S = 5.0
-SETTLE_CHEAP_S = 1.0
+SETTLE_FULL_S = 20.0
+SETTLE_CHEAP_S = 10.0
 
 
 @pytest.fixture(scope="session", autouse=True)

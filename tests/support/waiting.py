@@ -9,11 +9,13 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+PATIENCE_S = 60.0
+"""For what comes at once, on a machine that has other things to do."""
 FIRST_PAUSE_S = 0.002
 LONGEST_PAUSE_S = 0.05
 
 
-def wait_until(predicate: Callable[[], T], deadline: float = 10.0, *, what: str = "") -> T:
+def wait_until(predicate: Callable[[], T], deadline: float = PATIENCE_S, *, what: str = "") -> T:
     """The first true value of `predicate`, asked again and again for at most `deadline` seconds."""
     ends, pause = time.monotonic() + deadline, FIRST_PAUSE_S
     while True:
@@ -29,7 +31,7 @@ def wait_until(predicate: Callable[[], T], deadline: float = 10.0, *, what: str 
 
 
 async def wait_until_async(
-    predicate: Callable[[], T | Awaitable[T]], deadline: float = 10.0, *, what: str = ""
+    predicate: Callable[[], T | Awaitable[T]], deadline: float = PATIENCE_S, *, what: str = ""
 ) -> T:
     """wait_until for a coroutine; the predicate may be one itself."""
     ends, pause = time.monotonic() + deadline, FIRST_PAUSE_S
