@@ -465,10 +465,10 @@ async def test_many_runs_at_once_and_nothing_is_kept_of_them(tmp_path: Path) -> 
 async def test_a_journal_that_hangs_refuses_new_runs_and_holds_up_no_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "PATIENCE", 0.3)
     async with one_node(tmp_path) as node:
         await node.run(run_spec(max_restarts=3))
         status = await node.runs("job")
+        monkeypatch.setattr(journal, "PATIENCE", 0.3)
         blocker = sqlite3.connect(node.state_dir / "agentd.db", isolation_level=None)
         with contextlib.closing(blocker):
             blocker.execute("BEGIN IMMEDIATE")
@@ -479,7 +479,8 @@ async def test_a_journal_that_hangs_refuses_new_runs_and_holds_up_no_restart(
             with pytest.raises(JournalUnavailable):
                 await node.run(run_spec(run_id="late"))
             blocker.execute("COMMIT")
-        await wait_until_async(lambda: not node.registry.conditions, 20.0)
+        monkeypatch.setattr(journal, "PATIENCE", PATIENCE_S)
+        await wait_until_async(lambda: not node.registry.conditions)
         with pytest.raises(RunNotFound):
             node.registry.status("late")
         _, created = await node.run(run_spec("pass", run_id="late"))

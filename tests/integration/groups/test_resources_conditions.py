@@ -15,6 +15,7 @@ from agentd.daemon import resources
 from agentd.daemon.resources import ResourceWatch
 from agentd.groups.conditions import Conditions
 from tests.support.noding import one_node, run_spec
+from tests.support.waiting import PATIENCE_S, wait_until_async
 
 MIB = 1 << 20
 ROOMY = DiskFacts(total=100 << 30, free=50 << 30, inodes=1000, inodes_free=500, read_only=False)
@@ -112,17 +113,19 @@ async def test_a_disk_that_does_not_answer_is_slow_and_asked_once_until_it_does(
 
     def hang(_directory: str) -> DiskFacts:
         asked[0] += 1
-        answers.wait(30)
+        answers.wait(PATIENCE_S)
         return ROOMY
 
     monkeypatch.setattr(resources, "PATIENCE", 0.05)
     monkeypatch.setattr(resources, "disk_facts", hang)
-    for _ in range(3):
+    await watch.step()
+    await wait_until_async(lambda: asked == [1])  # the thread that asks may come late
+    for _ in range(2):
         await watch.step()
     assert asked == [1]
     assert Condition.STATE_DISK_SLOW.value in book.details
     answers.set()
-    monkeypatch.setattr(resources, "PATIENCE", 10.0)
+    monkeypatch.setattr(resources, "PATIENCE", PATIENCE_S)
     await watch.step()
     assert book.details == {}
 
