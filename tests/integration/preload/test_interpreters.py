@@ -1,0 +1,59 @@
+"""Workers may run on another Python than agentd: each one that is found here shows scripts the same, too."""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from agentd.procs.waiter import Waiter
+from agentd.procs.zygote.keeper import Keeper
+from tests.integration.preload.corpus import SCRIPTS
+from tests.integration.preload.rig import PYTHON, Commands, base_env
+
+SEEN_AT_ONCE = (
+    "main_module", "arguments", "flags", "frames", "signals", "threads", "thread_pool", "streams", "process",
+    "dies_with_parent", "environment", "fork", "garbage", "uncaught",
+)  # fmt: skip
+"""Scripts of the corpus that can follow each other in one process; the last one ends it."""
+MODULES = ("random", "logging", "threading", "concurrent.futures")
+PLACES = (*os.get_exec_path(), *map(str, Path("~/.pyenv/versions").expanduser().glob("*/bin")))
+BEFORE = (
+    f"import os, sys, {', '.join(MODULES)}",
+    # What scripts of the corpus use, and Python 3.8 has not.
+    "if sys.version_info < (3, 10): sys.orig_argv, os.waitstatus_to_exitcode = sys.argv, int",
+)
+NAME = re.compile(r"python(\d)\.(\d+)$")
+
+
+def found(lowest: tuple[int, int], below: tuple[int, int]) -> list[str]:
+    """One interpreter of each of these versions of Python that are there."""
+    by_version: dict[tuple[int, int], str] = {}
+    for path in (path for place in PLACES for path in Path(place).glob("python[23].*")):
+        named = NAME.match(path.name)
+        # What pyenv puts on the PATH is a shell script that may choose none.
+        if named is None or path.parent.name == "shims":
+            continue
+        version = int(named[1]), int(named[2])
+        if lowest <= version < below:
+            by_version.setdefault(version, str(path))
+    return [by_version[version] for version in sorted(by_version)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(python, "-u") for python in found((3, 8), (4, 0))] + [(PYTHON, "-Xdev", "-Werror", "-s")],
+    ids=lambda words: " ".join([words[0].rpartition("/")[2], *words[1:]]),
+)
+def test_a_script_sees_and_says_the_same_on_every_python(tmp_path: Path, words: tuple[str, ...]) -> None:
+    scripts = [textwrap.dedent(SCRIPTS[name]).strip("\n") for name in SEEN_AT_ONCE]
+    (tmp_path / "script.py").write_text("\n".join([*BEFORE, *scripts]))
+    env = base_env(OF_THE_ZYGOTE="common", PYTHONPATH=str(tmp_path / "elsewhere"))
+    commands = Commands(tmp_path, MODULES, env)
+    argv = (*words, "script.py", "one", "two")
+    forked = commands.forked(*argv, OF_THE_WORKER="own")
+    assert forked == commands.execed(*argv, OF_THE_WORKER="own")
+    assert "KeyError: 'two'" in forked.stderr
