@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from agentd.procs.waiter import Waiter
-from agentd.procs.zygote.keeper import Keeper
 from tests.integration.preload.corpus import SCRIPTS
 from tests.integration.preload.rig import PYTHON, Commands, base_env
 
