@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import functools
 import gc
+import operator
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 
 from agentd.procs import prctl
 from agentd.procs.lifeline import Lifeline
+from agentd.procs.procfs import content
 from agentd.quickdata import dataclass
 
 ABOVE_STREAMS = 3
@@ -25,7 +27,7 @@ ABOVE_STREAMS = 3
 _F_SETSIG: int = fcntl.F_SETSIG  # type: ignore[attr-defined, unused-ignore]
 _SIGNAL_SET_BYTES = 128
 _MOST_REPORTED = 64
-_DEFAULT = (signal.SIG_DFL, None)
+_HANDLED = (b"SigIgn:", b"SigCgt:")
 _DIRECTORY, _PROGRAM = b"directory", b"program"
 
 
@@ -253,6 +255,8 @@ def _c_strings(texts: Sequence[bytes]) -> Any:
     return (ctypes.c_char_p * (len(texts) + 1))(*texts, None)
 
 
+# A process that starts workers has much the same environment for each of them, round after round.
+@functools.lru_cache(maxsize=1024)
 def _assignment(name: str, value: str) -> bytes:
     if not name or "=" in name:
         raise ValueError("illegal environment variable name")
@@ -276,8 +280,10 @@ def _undisturbed(libc: _Libc) -> Iterator[None]:
 
 
 def _handled_signals() -> list[int]:
-    """Those that are ignored here, which an exec would keep, or caught."""
-    return [int(number) for number in signal.valid_signals() if signal.getsignal(number) not in _DEFAULT]
+    """Those that are ignored here, which an exec would keep, or caught. The kernel's word: one read."""
+    masks = [line.split()[1] for line in content("/proc/self/status").splitlines() if line[:7] in _HANDLED]
+    handled = functools.reduce(operator.or_, (int(mask, 16) for mask in masks), 0)
+    return [number for number in range(1, handled.bit_length() + 1) if handled >> (number - 1) & 1]
 
 
 def _inherited() -> list[int]:
