@@ -17,8 +17,8 @@ from agentd.procs import prctl
 from agentd.procs.identity import ProcessIdentity, is_alive
 from tests.integration.elastic.rig import Rig
 
-# Each round leaves a child in a session of its own, which is to be ended with it. The first round fails, but not
-# before both workers have written: the one that fails would have the other stopped in the middle.
+# Each round leaves a child in a session of its own, which is to be ended with it. The first round fails,
+# but not before both workers have written: the one that fails would have the other stopped in the middle.
 WORKER = """
 import json, os, subprocess, sys, time
 subprocess.Popen(["sleep", "600"], start_new_session=True)
