@@ -8,6 +8,7 @@ from typing import cast
 
 from agentd.api.types import Phase, RunStatus, StreamEnd
 from agentd.groups.board import BATCH, BATCH_EACH, Board
+from tests.integration.hub import virtual_time
 
 MANY = 4 * BATCH
 RUN = RunStatus(run_id="r", incarnation=1, phase=Phase.RUNNING)
@@ -67,7 +68,7 @@ def test_many_watchers_are_told_a_few_at_a_time_and_skip_what_is_old_by_then() -
         assert len(skipped) >= MANY - BATCH
         await crowd.leave()
 
-    asyncio.run(scenario())
+    virtual_time.run(scenario())
 
 
 def test_what_agentd_itself_waits_for_comes_at_once() -> None:
@@ -84,7 +85,7 @@ def test_what_agentd_itself_waits_for_comes_at_once() -> None:
         assert crowd.told < MANY
         await crowd.leave()
 
-    asyncio.run(scenario())
+    virtual_time.run(scenario())
 
 
 def test_all_of_many_watchers_see_the_end() -> None:
@@ -98,7 +99,7 @@ def test_all_of_many_watchers_see_the_end() -> None:
         assert len(done) == MANY
         assert all(seen[-1] == last for seen in crowd.seen)
 
-    asyncio.run(scenario())
+    virtual_time.run(scenario())
 
 
 def test_watchers_that_leave_before_their_turn_are_told_nothing_and_the_others_are() -> None:
@@ -113,4 +114,4 @@ def test_watchers_that_leave_before_their_turn_are_told_nothing_and_the_others_a
         await staying.until_all_saw(newest)
         await staying.leave()
 
-    asyncio.run(scenario())
+    virtual_time.run(scenario())
