@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-LIMIT_S = 60.0
+LIMIT_S = 110.0
 _RERUN = "THREADS_TEST_RERUN"
 
 

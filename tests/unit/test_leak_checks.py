@@ -105,7 +105,7 @@ def test_a_leaking_test_fails_and_a_skip_fails_in_ci(tmp_path: Path) -> None:
         env={**os.environ, "CI": "true", "PYTHONPATH": str(REPO), "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
     assert "2 passed, 2 errors" in done.stdout, done.stdout + done.stderr
