@@ -48,10 +48,20 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 
 @pytest.fixture
-def timers(tmp_path: Path) -> Iterator[TimerRig]:
+def timers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TimerRig]:
+    # A worker that can tell its stacks does so in a moment, or when it has the CPU.
+    monkeypatch.setattr(stacks, "ANSWER_BOUND_S", 30.0)
+    monkeypatch.setattr(stacks, "ABORT_BOUND_S", 30.0)
     rig = TimerRig(tmp_path)
     yield rig
     rig.close()
+
+
+@pytest.fixture
+def no_answer(timers: TimerRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits long for a worker that tells nothing."""
+    monkeypatch.setattr(stacks, "ANSWER_BOUND_S", 0.5)
+    monkeypatch.setattr(stacks, "ABORT_BOUND_S", 0.5)
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_fifty_agents_come_and_go_and_leave_nothing(tmp_path: Path) -> None:
     ranks = sorted(rank for result in crowd.results.values() for rank in result.return_values)
     assert ranks == list(range(MOST)), "the spares that were not needed have no workers"
     assert crowd.meeting.meeting.restart_count == 1
-    assert left_behind(before, token=os.environ[TOKEN_VARIABLE], settle_s=5.0) == {}
+    assert left_behind(before, token=os.environ[TOKEN_VARIABLE], settle_s=20.0) == {}
 
 
 def _some_leave(crowd: Crowd, round_: int) -> None:

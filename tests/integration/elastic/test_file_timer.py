@@ -33,7 +33,7 @@ def test_a_worker_that_hangs_is_killed_and_its_stacks_name_the_function(timers: 
     wait_until((timers.folder / f"hangs.{sibling.pid}").exists)
     assert sibling.poll() is None
     assert bystander.poll() is None
-    what = "the watchdog ended it: timer 'step' expired 0.3 s after it was set"
+    what = "the watchdog ended it: timer 'step' expired 1 s after it was set"
     assert server.explain(worker.pid) == f"{what}; its stacks are in {timers.logs()}/stacks.txt"
     assert server.explain(sibling.pid) == ""
 
@@ -56,8 +56,8 @@ def test_it_tells_what_happens_in_the_order_and_words_of_torch(timers: TimerRig)
 def test_a_worker_that_releases_in_time_lives(timers: TimerRig) -> None:
     timers.server()
     code = HANGS.replace("while True:", "for _ in ():")
-    again = "\nwith timer.expires(after=60): pass\ntime.sleep(0.6)"
-    assert exit_of(timers.worker(code + again)) == 0
+    again = "\nwith timer.expires(after=60): pass\ntime.sleep(3.5)"
+    assert exit_of(timers.worker(code + again, env={"AFTER": "3"})) == 0
     assert timers.names() == ["watchdog started"]
 
 
@@ -66,7 +66,7 @@ def test_on_a_waiter_it_needs_no_thread_and_never_blocks_it(timers: TimerRig) ->
         server = timers.server(waiter=waiter)
         before = threading.active_count()
         worker = timers.worker(env=ASKS_FOR_STACKS)
-        longest, ends = 0.0, time.monotonic() + 30
+        longest, ends = 0.0, time.monotonic() + 60
         while worker.poll() is None and time.monotonic() < ends:
             began = time.monotonic()
             waiter.wait(began)
@@ -75,18 +75,19 @@ def test_on_a_waiter_it_needs_no_thread_and_never_blocks_it(timers: TimerRig) ->
         assert worker.returncode == -signal.SIGKILL
         assert "the_hanging_function" in timers.stacks()
         assert threading.active_count() == before
-        assert longest < 1.0
+        assert longest < 10.0
         server.stop()
 
 
 def test_twenty_workers_that_hang_together_are_all_looked_at_and_killed(timers: TimerRig) -> None:
     timers.server()
-    at = str(15.0)
-    workers = [timers.worker(name=str(n), env={**ASKS_FOR_STACKS, "AFTER": at}) for n in range(20)]
+    env = {**ASKS_FOR_STACKS, "AFTER": "1000"}
+    workers = [timers.worker(name=str(n), env=env) for n in range(20)]
     wait_until(lambda: len(list(timers.folder.glob("hangs.*"))) == 20, 60)
-    # All at one moment: again, a second from now.
-    for worker in workers:
-        timers.send(worker.pid, after=1.0, scope="step")
+    # All at one moment, told in one go.
+    now = time.time()
+    again = [FileTimerRequest(worker.pid, "step", now, 9).to_json() for worker in workers]
+    timers.write("".join(f"{line}\n" for line in again).encode())
     assert {exit_of(worker) for worker in workers} == {-signal.SIGKILL}
     for n in range(20):
         assert "the_hanging_function" in timers.stacks(str(n))
@@ -102,8 +103,9 @@ def test_a_peer_whose_time_is_up_a_moment_later_is_looked_at_before_the_first_is
     workers = [timers.worker(name=str(n), env={**ASKS_FOR_STACKS, "AFTER": "1000"}) for n in range(2)]
     wait_until(lambda: len(list(timers.folder.glob("hangs.*"))) == 2, 60)
     now = time.time()
-    for worker, end in zip(workers, (now + 1.0, now + 1.2), strict=True):
-        timers.write(FileTimerRequest(worker.pid, "step", end, 9).to_json().encode() + b"\n")
+    ends = zip(workers, (now + 1.0, now + 1.2), strict=True)
+    again = [FileTimerRequest(worker.pid, "step", end, 9).to_json() for worker, end in ends]
+    timers.write("".join(f"{line}\n" for line in again).encode())
     assert [exit_of(worker) for worker in workers] == [-signal.SIGKILL] * 2
     for name in "01":
         assert "the_hanging_function" in timers.stacks(name)
@@ -200,10 +202,10 @@ def test_a_kill_that_fails_is_tried_again(timers: TimerRig, monkeypatch: pytest.
 def test_a_worker_that_is_gone_when_its_time_is_up_is_not_told_of(timers: TimerRig) -> None:
     timers.server()
     gone, witness = quiet_worker(timers, "gone"), quiet_worker(timers, "witness")
-    timers.send(gone.pid, after=0.5)
+    timers.send(gone.pid, after=3.0)
     gone.kill()
     gone.wait()
-    timers.send(witness.pid, after=0.6)
+    timers.send(witness.pid, after=3.1)
     exit_of(witness)
     assert timers.names().count("timer expired") == 1
 
@@ -258,7 +260,7 @@ def test_run_once_serves_what_waits_and_leaves_nothing(timers: TimerRig) -> None
     worker = quiet_worker(timers)
     timers.send(worker.pid)
     server.run_once()
-    assert exit_of(worker, 5) == -signal.SIGKILL
+    assert exit_of(worker) == -signal.SIGKILL
     assert not Path(timers.pipe).exists()
     server.stop()
     assert "watchdog stopped" not in timers.names()
@@ -267,7 +269,7 @@ def test_run_once_serves_what_waits_and_leaves_nothing(timers: TimerRig) -> None
 def test_progress_is_now_until_a_client_came_and_then_the_last_turn(timers: TimerRig) -> None:
     server = timers.server(started=False)
     server._last_progress_time = 7
-    assert abs(server.get_last_progress_time() - time.time()) < 5
+    assert abs(server.get_last_progress_time() - time.time()) < 60
     server.start()
     timers.send(os.getpid())
     wait_until(lambda: server._is_client_started)

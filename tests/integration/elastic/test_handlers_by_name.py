@@ -13,7 +13,7 @@ import pytest
 from agentd.elastic.utils.ports import HeldPort
 from tests.conftest import REPO
 
-PATIENCE_S = 90.0
+PATIENCE_S = 110.0
 TELL = (
     'echo "$RANK/$WORLD_SIZE at $MASTER_ADDR restart $TORCHELASTIC_RESTART_COUNT '
     '$TORCHELASTIC_USE_AGENT_STORE"'

@@ -117,13 +117,13 @@ def test_a_callback_that_blocks_for_ever_is_not_serving_and_holds_nobody_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("agentd.rpc.health_check_server.STOP_S", 0.5)
-    release, calls = threading.Event(), iter([time.time()])
+    release, asked = threading.Event(), threading.Event()
 
     def callback() -> float:
-        answer = next(calls, None)
-        if answer is None:
+        if asked.is_set():
             release.wait(60)
-        return time.time() if answer is None else answer
+        asked.set()
+        return time.time()
 
     with served(callback, timeout=2) as server, stub_for(server) as stub:
         changes = stub.Watch(SELF, timeout=60)

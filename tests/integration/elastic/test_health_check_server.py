@@ -124,10 +124,10 @@ def test_alive_is_200_and_not_alive_is_503_with_the_age_in_words(serve: Serve) -
     assert status == 200
     assert text.startswith("alive: the last progress is ")
     assert text.endswith(" s old, the limit 30 s\n")
-    last[0] -= 100
+    last[0] = time.time() - 1000
     status, text = served.get()
     assert status == 503
-    assert text.startswith("not alive: the last progress is 100.")
+    assert text.startswith("not alive: the last progress is 10"), "it may be some seconds more by now"
     last[0] = time.time()
     assert served.get()[0] == 200
 
@@ -230,7 +230,7 @@ def test_a_slow_loris_is_cut_off_after_its_time(serve: Serve, monkeypatch: pytes
 def test_a_client_that_never_closes_is_cut_off_after_its_time(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener, "CONNECTION_S", 0.3)
+    monkeypatch.setattr(listener, "CONNECTION_S", 2.0)
     served = serve()
     idle, answered = served.connect(), served.connect()
     with idle, answered:

@@ -31,9 +31,9 @@ def works(queue):
     timer.configure(timer.LocalTimerClient(queue))
     with timer.expires(after=60):
         pass
-    with timer.expires(after=0.5):
+    with timer.expires(after=3):
         pass
-    time.sleep(1)
+    time.sleep(3.5)
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
@@ -47,7 +47,7 @@ if __name__ == "__main__":
         worker.join(60)
     began = time.monotonic()
     server.stop()
-    print([worker.exitcode for worker in workers], time.monotonic() - began < 5)
+    print([worker.exitcode for worker in workers], time.monotonic() - began < 30)
 """
 
 

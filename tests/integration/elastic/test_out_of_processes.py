@@ -45,7 +45,7 @@ def test_a_refusal_that_passes_costs_nothing_and_starts_nobody_twice(
     workers = group(tmp_path, size=5)
     try:
         workers.start()
-        result = workers.wait(timeout=20)
+        result = workers.wait(timeout=60)
         assert result is not None
         assert not result.is_failed()
     finally:

@@ -154,9 +154,9 @@ def _alive(marker: str) -> list[int]:
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in 20 s"
+        assert time.monotonic() < deadline, "it did not happen in 60 s"
         time.sleep(0.01)
 
 
@@ -195,7 +195,7 @@ def test_a_signal_to_the_agents_process_ends_it_and_its_workers(tmp_path: Path) 
     try:
         _until(lambda: (tmp_path / "up0").exists() and (tmp_path / "up1").exists())
         host.send_signal(signal.SIGTERM)
-        assert host.wait(timeout=20) == 1
+        assert host.wait(timeout=60) == 1
         assert SignalException.__name__
         assert not _alive(str(tmp_path))
     finally:

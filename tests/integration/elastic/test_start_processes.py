@@ -160,14 +160,19 @@ def test_a_function_that_is_not_redirected_writes_where_this_process_writes_now(
 
 def test_a_signal_ends_a_wait_and_leaves_workers_and_handlers(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGHUP)
+
+    def hang_up_when_it_is_heard() -> None:
+        wait_until(lambda: signal.getsignal(signal.SIGHUP) is not before)
+        os.kill(os.getpid(), signal.SIGHUP)
+
     with _shells(tmp_path, "exec sleep 1000") as context:
-        timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGHUP))
-        timer.start()
+        signals = threading.Thread(target=hang_up_when_it_is_heard)
+        signals.start()
         try:
             with pytest.raises(SignalException, match=f"Process {os.getpid()} got signal: 1") as raised:
                 context.wait(PATIENCE_S)
         finally:
-            timer.join()
+            signals.join()
         assert raised.value.sigval is signal.SIGHUP
         assert signal.getsignal(signal.SIGHUP) is before
         assert context.poll() is None, "they run on"

@@ -30,7 +30,7 @@ from tests.support.waiting import wait_until
 RANK_ZERO = """
 import sys
 from agentd.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
-handler = StaticTCPRendezvous("localhost", int(sys.argv[1]), 0, 2, "run", 20)
+handler = StaticTCPRendezvous("localhost", int(sys.argv[1]), 0, 2, "run", 60)
 handler.next_rendezvous()
 sys.stdin.read()
 handler.shutdown()
@@ -45,7 +45,7 @@ def port() -> Iterator[int]:
     held.close()
 
 
-def _handler(port: int, rank: int, size: int = 2, timeout: float = 20) -> StaticTCPRendezvous:
+def _handler(port: int, rank: int, size: int = 2, timeout: float = 60) -> StaticTCPRendezvous:
     return StaticTCPRendezvous("localhost", port, rank, size, "run", timeout)
 
 
@@ -112,7 +112,7 @@ def test_an_agent_that_begins_anew_does_not_join_the_round_it_died_in(port: int)
 
 
 def test_a_round_that_is_not_complete_in_time_names_who_is_missing(port: int) -> None:
-    lonely = _handler(port, 0, 20, timeout=0.2)
+    lonely = _handler(port, 0, 20, timeout=1.0)
     with _closing(lonely), pytest.raises(RendezvousTimeoutError, match=r"20 agents.* 1, 2, .*, 16 \.\.\."):
         lonely.next_rendezvous()
 
@@ -172,7 +172,7 @@ def test_a_look_at_a_frozen_rank_zero_holds_an_agent_up_for_half_a_second_and_th
         second._look_again_at = 0.0
         assert second.num_nodes_waiting() == 0
         assert not second._lost
-        rank_zero.communicate(timeout=20)
+        rank_zero.communicate(timeout=60)
 
 
 def _looks(handler: StaticTCPRendezvous, seconds: float) -> Iterator[float]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import pytest
 
 from agentd.elastic import SignalException, StopRequested, WorkerState
+from agentd.elastic.multiprocessing import context
 from agentd.elastic.multiprocessing.context import FOREIGN_TERM_PATIENCE_S
 from agentd.elastic.rendezvous import RendezvousInfo, WorkerStart
 from agentd.procs import tree
@@ -23,14 +24,20 @@ STUBBORN = 'trap "" TERM; touch "$FOLDER/up"; while :; do sleep 0.05; done'
 QUIET = 'touch "$FOLDER/up"; exec sleep 1000'
 
 
+@pytest.fixture
+def long_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to come in the moment of doubt comes in it, however busy the machine is."""
+    monkeypatch.setattr(context, "FOREIGN_TERM_PATIENCE_S", 60.0)
+
+
 def test_workers_that_heed_sigterm_are_gone_long_before_the_grace_ends(rig: Rig) -> None:
-    agent = rig.shell(QUIET, size=2)
+    agent = rig.shell(QUIET, size=2, grace=600)
     rig.when_file("up", agent.request_stop)
     before = time.monotonic()
     result = agent.run()
     assert result.state is WorkerState.STOPPED
     assert not result.failures
-    assert time.monotonic() - before < 10, "the grace is 20 s"
+    assert time.monotonic() - before < 60
     assert all(exit_.torn_down and exit_.signal == signal.SIGTERM for exit_ in rig.rendezvous.exits)
     assert rig.rendezvous.calls[-1] == "gone 1"
 
@@ -157,7 +164,9 @@ def test_a_signal_ends_a_rendezvous_that_knows_no_waiter(rig: Rig) -> None:
         rig.shell(QUIET, handler=Sleeping()).run()
 
 
-def test_a_worker_ended_by_the_sigterm_that_ends_this_process_too_is_no_failure(rig: Rig) -> None:
+def test_a_worker_ended_by_the_sigterm_that_ends_this_process_too_is_no_failure(
+    rig: Rig, long_doubt: None
+) -> None:
     agent = rig.shell(QUIET, size=2)
 
     def terminate_all() -> None:
@@ -171,7 +180,9 @@ def test_a_worker_ended_by_the_sigterm_that_ends_this_process_too_is_no_failure(
     assert rig.rendezvous.late == []
 
 
-def test_a_round_stopped_while_a_failure_is_in_doubt_tells_it_before_the_round_is_gone(rig: Rig) -> None:
+def test_a_round_stopped_while_a_failure_is_in_doubt_tells_it_before_the_round_is_gone(
+    rig: Rig, long_doubt: None
+) -> None:
     agent = rig.shell(QUIET, size=2)
     rendezvous = rig.rendezvous
 
@@ -198,6 +209,7 @@ def test_a_round_stopped_while_a_failure_is_in_doubt_tells_it_before_the_round_i
 
 def test_a_worker_ended_by_a_sigterm_of_its_own_fails_after_a_moment_of_doubt(rig: Rig) -> None:
     agent = rig.shell(QUIET)
+    agent.get_worker_group().spec.monitor_interval = 600.0
     sent: list[float] = []
 
     def terminate(starts: Sequence[WorkerStart]) -> None:
@@ -207,7 +219,7 @@ def test_a_worker_ended_by_a_sigterm_of_its_own_fails_after_a_moment_of_doubt(ri
     rig.rendezvous.on_started = terminate
     assert agent.run().is_failed()
     (call,) = rig.rendezvous.failures
-    assert FOREIGN_TERM_PATIENCE_S <= call.at - sent[0] < 4.0, "in doubt, but not until the monitor looks"
+    assert FOREIGN_TERM_PATIENCE_S <= call.at - sent[0] < 60.0, "in doubt, but not until the monitor looks"
 
 
 def test_grandchildren_behind_a_shell_get_the_grace_and_are_gone(rig: Rig) -> None:

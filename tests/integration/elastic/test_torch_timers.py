@@ -52,13 +52,13 @@ def test_torchs_client_in_a_worker_is_served_and_its_stacks_are_kept(timers: Tim
     assert exit_of(worker, 60) in (-signal.SIGABRT, -signal.SIGKILL)
     assert "the_hanging_function" in timers.stacks()
     wait_until(lambda: "kill worker process" in timers.names())
-    assert "'step' expired 0.3 s after it was set" in server.explain(worker.pid)
+    assert "'step' expired 1 s after it was set" in server.explain(worker.pid)
 
 
 def test_torchs_client_that_releases_in_time_lives(timers: TimerRig) -> None:
     server = timers.server()
-    code = TORCH_HANGS.replace("while True:", "for _ in ():") + "\ntime.sleep(0.6)"
-    assert exit_of(timers.worker(code, env={"AFTER": "0.5"}), 60) == 0
+    code = TORCH_HANGS.replace("while True:", "for _ in ():") + "\ntime.sleep(3.5)"
+    assert exit_of(timers.worker(code, env={"AFTER": "3"}), 60) == 0
     server.run_once()
     assert timers.names() == ["watchdog started"]
     assert server._is_client_started
@@ -76,8 +76,8 @@ def test_our_client_is_killed_by_torchs_server(
 def test_our_client_releases_with_torchs_server(
     timers: TimerRig, torch_server: subprocess.Popen[bytes]
 ) -> None:
-    code = HANGS.replace("while True:", "for _ in ():") + "\ntime.sleep(1)"
-    assert exit_of(timers.worker(code, env={"AFTER": "0.5"}), 60) == 0
+    code = HANGS.replace("while True:", "for _ in ():") + "\ntime.sleep(3.5)"
+    assert exit_of(timers.worker(code, env={"AFTER": "3"}), 60) == 0
     assert torch_server.poll() is None
 
 

@@ -54,7 +54,7 @@ def test_its_own_pipe_lies_where_only_this_user_comes_and_is_gone_after_stop(wai
     threads = threading.active_count()
     dog.start()
     assert threading.active_count() == threads
-    assert abs(dog.last_progress_time - time.time()) < 5
+    assert abs(dog.last_progress_time - time.time()) < 60
     dog.stop()
     dog.stop()
     assert not os.path.exists(folder)
@@ -116,13 +116,13 @@ def test_a_shell_that_runs_the_hanging_program_is_told_why_and_has_the_stacks(
     script = f"{sys.executable} hangs.py; exit 5"
     shell = timers.worker(script, env=dog.worker_env(), program="sh")
     folders[shell.pid] = str(logs)
-    assert waiter.wait_until(lambda: shell.poll() is not None, time.monotonic() + 30)
+    assert waiter.wait_until(lambda: shell.poll() is not None, time.monotonic() + 60)
     assert exit_of(shell) == 5
     assert "the_hanging_function" in timers.stacks()
     text = dog.explain(shell.pid)
     assert text.startswith("the watchdog ended process ")
     assert text.endswith(
-        f"below it: timer 'step' expired 0.3 s after it was set; its stacks are in {logs}/stacks.txt"
+        f"below it: timer 'step' expired 1 s after it was set; its stacks are in {logs}/stacks.txt"
     )
     dog.stop()
     assert dog.explain(shell.pid) == text, "the question may come after the round"
@@ -149,7 +149,7 @@ def test_rounds_that_follow_each_other_use_the_same_path(timers: TimerRig, waite
         dog.start()
         worker = timers.worker("import time; time.sleep(1000)")
         timers.send(worker.pid)
-        assert waiter.wait_until(lambda child=worker: child.poll() is not None, time.monotonic() + 30)  # type: ignore[misc]
+        assert waiter.wait_until(lambda child=worker: child.poll() is not None, time.monotonic() + 60)  # type: ignore[misc]
         assert worker.returncode == -signal.SIGKILL
         dog.stop()
     assert waiter.descriptors() == before

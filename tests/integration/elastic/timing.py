@@ -29,7 +29,7 @@ def the_hanging_function():
 
 signum = int(os.environ.get("SIGNAL", "9"))
 timer.configure(timer.FileTimerClient(os.environ["TORCHELASTIC_TIMER_FILE"], signum))
-with timer.expires(after=float(os.environ.get("AFTER", "0.3")), scope="step"):
+with timer.expires(after=float(os.environ.get("AFTER", "1.0")), scope="step"):
     the_hanging_function()
 """
 
@@ -41,7 +41,7 @@ def the_hanging_function():
         time.sleep(1000)
 
 fields = {"version": 1, "pid": os.getpid(), "scope_id": "step"}
-fields.update(expiration_time=time.time() + 0.3, signal=9)
+fields.update(expiration_time=time.time() + 1.0, signal=9)
 with open(os.environ["TORCHELASTIC_TIMER_FILE"], "w") as pipe:
     pipe.write(json.dumps(fields) + "\\n")
 the_hanging_function()
@@ -138,7 +138,7 @@ class TimerRig:
             worker.wait()
 
 
-def exit_of(worker: subprocess.Popen[bytes], within: float = 30.0) -> int:
+def exit_of(worker: subprocess.Popen[bytes], within: float = 60.0) -> int:
     """How the worker ends: minus the signal's number."""
     return worker.wait(timeout=within)
 
