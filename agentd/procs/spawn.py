@@ -290,8 +290,9 @@ def _start_linked(program: Program) -> subprocess.Popen[bytes]:
     report, told = os.pipe2(os.O_CLOEXEC)
     try:
         tied = -1 if program.lifeline is None else program.lifeline.theirs
-        numbers = map(str, (program.death_signal, os.getpid(), told, tied))
-        shim = [sys.executable, "-I", "-S", DEATHLINK, *numbers]
+        # Before Python 3.11 a signal as text is its name.
+        numbers = (program.death_signal, os.getpid(), told, tied)
+        shim = [sys.executable, "-I", "-S", DEATHLINK, *(str(int(number)) for number in numbers)]
         try:
             popen = _popen(program, sys.executable, [*shim, program.path, *program.argv], told)
         finally:
