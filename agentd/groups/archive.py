@@ -124,10 +124,10 @@ def _wanted(db: sqlite3.Connection, request: EventsRequest, node_id: str) -> tup
 
 def _newest(db: sqlite3.Connection, run_id: str) -> int:
     query = (
-        "SELECT MAX(incarnation) FROM (SELECT incarnation FROM runs WHERE run_id = ?1 "
-        "UNION ALL SELECT incarnation FROM events WHERE run_id = ?1)"
+        "SELECT MAX(incarnation) FROM (SELECT incarnation FROM runs WHERE run_id = :run_id "
+        "UNION ALL SELECT incarnation FROM events WHERE run_id = :run_id)"
     )
-    (newest,) = db.execute(query, (run_id,)).fetchone()
+    (newest,) = db.execute(query, {"run_id": run_id}).fetchone()
     return newest or 0
 
 
