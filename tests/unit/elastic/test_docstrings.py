@@ -82,7 +82,8 @@ def test_what_the_source_shows_is_what_python_imports() -> None:
         assert tuple(loaded.__all__) == module.exports
         for name in module.exports or ():
             found, entry = getattr(loaded, name), source.entry(module, name)
-            if inspect.isclass(found):
+            # Python 3.10 takes the name of a type with arguments, as Callable[...], for a class.
+            if inspect.isclass(found) and not hasattr(found, "__origin__"):
                 assert (entry.kind, entry.module.name) == ("class", found.__module__), name
                 assert set(vars(found)) >= {m.name for m in entry.members if m.signature is not None}, name
 
