@@ -50,7 +50,8 @@ LAST_JOURNAL_WAIT = 5.0
 
 VIEW_INTERVAL = 0.1
 VIEW_COST = 0.002
-"""Seconds between two views for each session, so that pushing them never takes more than a part of a core."""
+"""Seconds between two views for each node here or awaited, so that pushing them never takes more than a part
+of a core."""
 
 OVERDUE_BEATS = 2.0
 """Heartbeats a node may lack before a failure of its round is suspected to be its doing."""
@@ -89,7 +90,7 @@ class HubRun:
         self._revision = 1
         self._status: RunStatus | None = None
         self._finished_at = 0.0
-        self._shown: RunStatus | None = None
+        self._shown: RunView | None = None
         self._show_again: asyncio.TimerHandle | None = None
         self._shown_at = float("-inf")
         self._closed = False
@@ -133,8 +134,9 @@ class HubRun:
         session = HubSession(self, hello, self.plan.roles, self._own_time)
         self._sessions[hello.node_id] = session
         self.post(Attached(hello))
-        if self._shown is not None:
-            session.tell(RunView(status=self._shown))
+        if self._shown is not None and self._show_again is None:
+            # Else a newer one is due: a thousand nodes that join would be told two each.
+            session.tell(self._shown)
         return session
 
     def terminate(self, grace: float | None, reason: str) -> None:
@@ -306,7 +308,7 @@ class HubRun:
         if self._show_again is not None or self._closed:
             return
         loop = asyncio.get_running_loop()
-        interval = max(VIEW_INTERVAL, VIEW_COST * len(self._sessions))
+        interval = max(VIEW_INTERVAL, VIEW_COST * max(len(self._sessions), self.plan.min_members))
         # Of a large run not at once either: what its nodes are to do goes first.
         wait = interval if interval > VIEW_INTERVAL else self._shown_at + interval - loop.time()
         if wait > 0:
@@ -322,12 +324,11 @@ class HubRun:
         self._push(compact(self.status()))
 
     def _push(self, view: RunStatus) -> None:
-        if self._shown is not None and _same(view, self._shown):
-            return
-        self._shown = view
-        message = RunView(status=view)
+        """Tell every node that has not been told just that."""
+        if self._shown is None or not _same(view, self._shown.status):
+            self._shown = RunView(status=view)
         for session in self._sessions.values():
-            session.tell(message)
+            session.tell(self._shown)
 
 
 def _same(one: RunStatus, other: RunStatus) -> bool:

@@ -55,6 +55,7 @@ class HubSession:
         self._queue: deque[HubMessage] = deque()
         self._answer: SessionHeartbeatAnswer | None = None
         self._view: RunView | None = None
+        self._newest_view: RunView | None = None
         self._greeted = False
         self._ending = False
         self._closed = False
@@ -111,11 +112,11 @@ class HubSession:
         return not (self._ending or self._closed)
 
     def tell(self, message: HubMessage) -> None:
-        """Say something; nothing if the stream is over."""
-        if not self.open:
+        """Say something; nothing if the stream is over. A view that it was told last is no news."""
+        if not self.open or message is self._newest_view:
             return
         if isinstance(message, RunView):
-            self._view = message
+            self._view = self._newest_view = message
         elif len(self._queue) >= QUEUE_LIMIT:
             self._queue.clear()
             self.end()
