@@ -6,10 +6,10 @@ nothing of its kind can be is a `ShapeError`.
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
-from agentd.host.shaped import ShapeError
+from agentd.host.shaped import ShapeError, body_of
 
 LARGEST = (1 << 31) - 1
 """Of a rank, a pid, a port, a round."""
@@ -23,7 +23,7 @@ _COUNTS = frozenset({"sequence", "last_sequence", "start_time", "incarnation"})
 
 def sound(value: Any, where: str) -> Any:
     """The frozen value with its texts mended. Raises `ShapeError` for a number that cannot be."""
-    found = {field.name: getattr(value, field.name) for field in fields(value)}
+    found = body_of(value)
     mended = {name: _sound(name, item, f"{where}.{name}") for name, item in found.items()}
     changed = {name: item for name, item in mended.items() if item is not found[name]}
     return replace(value, **changed) if changed else value
@@ -35,13 +35,11 @@ def _sound(name: str, value: Any, where: str) -> Any:
     if isinstance(value, tuple):
         items = tuple(_sound(name, item, where) for item in value)
         return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
-    if is_dataclass(value):
-        return sound(value, where)
     if isinstance(value, int) and not _lowest(name) <= value <= _highest(name):
         raise ShapeError(f"{where} cannot be {value:.6g}" if abs(value) < 1e300 else f"{where} is too large")
     if isinstance(value, float) and not 0 <= value <= LAST_SECOND:
         raise ShapeError(f"{where} cannot be {value:g}")
-    return value
+    return sound(value, where) if is_dataclass(value) else value
 
 
 def _text(text: str) -> str:
