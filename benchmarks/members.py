@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 import grpc.aio
 import psutil
 
-from agentd.api.channel import CLIENT_OPTIONS
+from agentd.hub.links import insecure_channel
 from agentd.v1 import rendezvous_service_pb2 as pb
 from agentd.v1 import run_pb2
 from agentd.v1.rendezvous_service_pb2_grpc import RendezvousServiceStub
@@ -29,13 +29,6 @@ PATIENCE_S: Final = 240.0
 SETTLE_S: Final = 1.5
 """Until what members are told besides, such as views, has been said."""
 MOST_DIALS: Final = 8
-OWN_CONNECTION: Final = (*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
-"""Channels of one process to one address share a connection otherwise; nodes do not."""
-
-
-def own_channel(address: str) -> grpc.aio.Channel:
-    """A channel that shares no connection."""
-    return grpc.aio.insecure_channel(address, options=OWN_CONNECTION)
 
 
 def name_of(number: int) -> str:
@@ -115,7 +108,7 @@ class Member:
             await asyncio.sleep(random.uniform(0.05, 0.1) * 2**self._hello.session_epoch)
 
     async def _one_stream(self) -> None:
-        async with own_channel(self._hub) as channel:
+        async with insecure_channel(self._hub) as channel:
             # The generated stubs are typed for synchronous channels.
             stub: Any = RendezvousServiceStub(cast("grpc.Channel", channel))
             self._call = stub.Join()

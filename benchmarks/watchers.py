@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import grpc.aio
 
+from agentd.api.channel import CLIENT_OPTIONS
 from agentd.v1 import agent_service_pb2 as service
 from agentd.v1.agent_service_pb2_grpc import AgentServiceStub
-from benchmarks.members import own_channel
+
+OWN_CONNECTION: Final = (*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+"""Channels of one process to one address share a connection otherwise; watchers on many machines do not."""
 
 
 async def watch(target: str, run_id: str, count: int) -> None:
@@ -25,7 +28,7 @@ async def watch(target: str, run_id: str, count: int) -> None:
 
     async def one() -> None:
         nonlocal seen
-        channel = own_channel(target)
+        channel = grpc.aio.insecure_channel(target, options=OWN_CONNECTION)
         # The generated stubs are typed for synchronous channels.
         stub: Any = AgentServiceStub(cast("grpc.Channel", channel))
         fresh = True

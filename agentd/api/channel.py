@@ -13,6 +13,9 @@ CHUNK_LIMIT: Final = 256 * 1024
 PENDING_LIMIT: Final = 10_000
 """Calls that a server has heard of and not looked at."""
 
+_PENDING_S: Final = 600
+"""How long they wait for that. A caller with less patience has a deadline of its own."""
+
 _KEEPALIVE_MS: Final = 10_000
 
 Options = tuple[tuple[str, int | str], ...]
@@ -35,6 +38,19 @@ CLIENT_OPTIONS: Final[Options] = (
     ("grpc.max_send_message_length", MESSAGE_LIMIT),
 )
 
+_NO_BANDWIDTH_PROBE: Final = ("grpc.http2.bdp_probe", 0)
+"""By default what comes on a connection is followed by pings that measure it, for windows as wide as logs
+want them: a fourth of all that a stream with four small messages costs both its sides."""
+
+HUB_OPTIONS: Final[Options] = (
+    *CLIENT_OPTIONS,
+    # Channels of a process share connections, and with them how long is waited before the next try: a hub
+    # that was away for some seconds would be dialled again up to 5 s after it is back, by new channels too.
+    ("grpc.use_local_subchannel_pool", 1),
+    _NO_BANDWIDTH_PROBE,
+)
+"""For a node's way to the hub of a run: few and small words, and a connection of its own."""
+
 SERVER_OPTIONS: Final[Options] = (
     # Two daemons on one port would share its calls silently.
     ("grpc.so_reuseport", 0),
@@ -42,6 +58,10 @@ SERVER_OPTIONS: Final[Options] = (
     # the nodes of a large run dial at once would turn them away, and they would come again.
     ("grpc.server.max_pending_requests", PENDING_LIMIT),
     ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_LIMIT),
+    # By default one that has waited for 30 s is cancelled: a hub that is slow would be a hub that fails.
+    ("grpc.server_max_unrequested_time_in_server", _PENDING_S),
+    # What comes in is small.
+    _NO_BANDWIDTH_PROBE,
     # The default policy kills a client that pings every 10 s after 30 s.
     ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
     ("grpc.keepalive_time_ms", _KEEPALIVE_MS),

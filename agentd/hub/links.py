@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, cast
 import grpc
 
 from agentd.api import convert
-from agentd.api.channel import CLIENT_OPTIONS
+from agentd.api.channel import HUB_OPTIONS
 from agentd.api.errors import AgentError, Unreachable
 from agentd.api.errwire import RpcFailure, from_rpc_error
 from agentd.api.types import ControllerLease, RunStatus
@@ -100,11 +100,8 @@ class LocalHubLink:
 
 
 def insecure_channel(address: str) -> grpc.aio.Channel:
-    """A plain channel with the options every client of agentd has, and with a connection of its own."""
-    # Channels of a process share connections, and with them how long is waited before the next try: a hub
-    # that was away for some seconds would be dialled again up to 5 s after it is back, by new channels too.
-    options = [*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
-    return grpc.aio.insecure_channel(address, options=options)
+    """A plain channel to a hub, with a connection of its own."""
+    return grpc.aio.insecure_channel(address, options=HUB_OPTIONS)
 
 
 class GrpcHubLink:
