@@ -14,8 +14,8 @@ from agentd_client.testing import FakeFleet
 from tests.support.waiting import wait_until, wait_until_async
 
 SPEC = RunSpec(run_id="r", roles=(RoleSpec(command=Command(entrypoint="x.py"), local_world_size=2),))
-SOON_S = 5.0
-"""Well below the silence after which a stream counts as broken."""
+SOON_S = 30.0
+"""Far below the time that a call of a fleet that is not closed would wait."""
 
 
 @pytest.fixture

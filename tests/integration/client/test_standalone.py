@@ -79,6 +79,10 @@ def agentd_pids(state: Path) -> list[int]:
     return found
 
 
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T")
+
+
 def test_a_run_needs_nothing_installed_or_started_and_leaves_nothing(tmp_path: Path, own_state: Path) -> None:
     script = program(tmp_path, "import os; print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'])")
     done = ctl("--nproc-per-node", "2", script)
@@ -140,10 +144,20 @@ def test_kill_9_of_agentctl_leaves_nothing(tmp_path: Path, own_state: Path) -> N
     wait_until(lambda: not agentd_pids(own_state), 30)
 
 
-def test_ctrl_c_while_agentd_starts_leaves_nothing_and_says_so(tmp_path: Path, own_state: Path) -> None:
+STOPS_AT_ITS_START = """
+import os, signal, sys
+if "--ready-fd" in sys.orig_argv: os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_ctrl_c_while_agentd_starts_leaves_nothing_and_says_so(
+    tmp_path: Path, own_state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STOPS_AT_ITS_START)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run = start(program(tmp_path, SLEEPER), str(tmp_path))
     (agentd,) = wait_until(lambda: agentd_pids(own_state), TIMEOUT_S)
-    os.kill(agentd, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(agentd), TIMEOUT_S)
     run.send_signal(signal.SIGINT)
     _, told = run.communicate(timeout=TIMEOUT_S)
     assert run.returncode == ExitCode.INTERRUPTED

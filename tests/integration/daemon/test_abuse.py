@@ -120,7 +120,7 @@ def test_a_caller_who_does_not_read_holds_up_no_other(folder: Path) -> None:
             got += len(answer.chunk.data)
             if got >= 20_000_000:
                 break
-        agent.Status(pb.StatusRequest(), timeout=2)
+        agent.Status(pb.StatusRequest(), timeout=CALL_S)
         for call in stuck:
             call.cancel()
         still_well(daemon)

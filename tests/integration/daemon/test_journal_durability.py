@@ -116,12 +116,12 @@ def test_a_full_disk_refuses_new_runs_and_recovers_by_itself(tmp_path: Path, sma
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(b"x" * 4096)
-        wait_until(lambda: is_refused(client), 30)
-        wait_until(lambda: BEHIND in client.get_node().conditions, 10)
+        wait_until(lambda: is_refused(client))
+        wait_until(lambda: BEHIND in client.get_node().conditions)
         assert "full" in client.get_node().condition_details[BEHIND]
         assert client.status("before").run_id == "before"
         filler.unlink()
-        wait_until(lambda: client.get_node().conditions == (), 20)
+        wait_until(lambda: client.get_node().conditions == ())
         start(client, "after")
         known = {row.run_id for row in open_for_reading(small_disk / "agentd.db").runs}
         assert {"before", "after"} <= known
@@ -133,13 +133,11 @@ def test_a_disk_that_takes_no_write_for_a_while_is_survived(tmp_path: Path) -> N
     with agentd(tmp_path) as node, AgentClient(node.target) as client:
         start(client, "before")
         with no_file_grows(node.pid):
-            began = time.monotonic()
             with pytest.raises(JournalUnavailable):
                 start(client, "meanwhile")
-            assert time.monotonic() - began < 5
             assert BEHIND in client.get_node().conditions
             assert client.status("before").run_id == "before"
-        wait_until(lambda: client.get_node().conditions == (), 20)
+        wait_until(lambda: client.get_node().conditions == ())
         start(client, "after")
         known = {row.run_id for row in open_for_reading(node.state_dir / "agentd.db").runs}
     assert {"before", "after"} <= known

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -52,19 +51,20 @@ def is_stopped(pid: int) -> bool:
 async def test_a_stop_wakes_a_stopped_host_and_workers_have_their_grace(tmp_path: Path) -> None:
     async with one_node(tmp_path) as node:
         saving = program(*SAVES, env={"SAVED": str(tmp_path / "saved-")})
-        await node.run(run_spec(roles=(saving,)))
+        await node.run(run_spec(roles=(saving,), stop_grace=600.0))
         status = await node.runs("job")
         await wait_until_async(lambda: len(list(tmp_path.glob("saved-ready-*"))) == 2)
         os.kill(host_of(status), signal.SIGSTOP)
-        began = time.monotonic()
         await node.registry.stop(StopRequest(run_id="job"))
-        status = await node.ends("job")
+        status = await node.ends("job")  # it was woken: nobody waits as long as the grace
         assert status.phase is Phase.STOPPED
-        assert time.monotonic() - began < 5.0, "it was woken, not waited for"
         assert {path.name for path in tmp_path.glob("saved-?")} == {"saved-0", "saved-1"}
 
 
-async def test_the_end_of_a_worker_wakes_its_stopped_host(tmp_path: Path) -> None:
+async def test_the_end_of_a_worker_wakes_its_stopped_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(witness, "HUNG_AFTER", 1000)  # however long it takes it to tell
     async with one_node(tmp_path) as node:
         await node.run(run_spec(max_restarts=1))
         status = await node.runs("job")
@@ -98,7 +98,10 @@ def hang_after(monkeypatch: pytest.MonkeyPatch, kind: type[wire.ReportFrame]) ->
     hear, hung = supervisor.Supervisor.on_host_frame, set[int]()
 
     def hear_and_hang(self: supervisor.Supervisor, frame: wire.ReportFrame) -> None:
-        if isinstance(frame, kind) and not hung and (host := self.status.host_pid):
+        host = self.status.host_pid
+        if host in hung:
+            return  # said before the signal had stopped it
+        if isinstance(frame, kind) and not hung and host:
             hung.add(host)
             os.kill(host, signal.SIGSTOP)
         hear(self, frame)

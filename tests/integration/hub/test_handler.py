@@ -171,7 +171,7 @@ def test_a_done_agent_is_needed_again_when_the_run_restarts(party: Party) -> Non
 
 
 def test_an_agent_beyond_the_most_is_a_spare_and_steps_in(party: Party) -> None:
-    one, other, spare = (party.make(1, 2) for _ in range(3))
+    one, other, spare = (party.make(1, 2, last_call_timeout=300) for _ in range(3))
     (place, _) = party.join(one, other)
     waiting = party.begin(spare.next_rendezvous)
     wait_until(lambda: "spares" in _status(party), SOON_S)
@@ -292,7 +292,8 @@ def test_the_end_of_the_run_hands_its_grace_to_the_agent(party: Party) -> None:
 
 
 def test_a_handler_shut_down_over_processes_that_remain_says_so(party: Party) -> None:
-    one, stuck = party.make(1, 2), party.make(1, 2)
+    # So long that both come before it has passed: the one that is left waits for it.
+    one, stuck = (party.make(1, 2, last_call_timeout=5) for _ in range(2))
     (place, _) = party.join(one, stuck)
     assert party.begin(stuck.shutdown).result(SOON_S)
     wait_until(one.round_over, SOON_S)

@@ -129,14 +129,11 @@ async def test_node_that_vanishes_is_lost_and_the_others_go_on() -> None:
 
 @on_real_time
 async def test_last_words_arrive_before_a_session_closes() -> None:
-    async with GrpcStage(make_spec("a", "b", fewest=1, most=2)) as stage:
+    async with GrpcStage(make_spec("a", "b", fewest=1, most=2, lease=600.0)) as stage:
         a, b = stage.add("a", "b")
         await stage.round_is(1, a, b)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         await b.leave()
-        await stage.round_is(2, a)
-        assert loop.time() - began < 4.0, "nobody had to wait for a lease"
+        await stage.round_is(2, a)  # nobody had to wait for a lease
 
 
 @on_real_time
