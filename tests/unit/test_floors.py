@@ -11,15 +11,15 @@ import pytest
 from tools import oldest
 
 SOURCE_ROOTS = {"agentd": ".", "client/agentd_client": "client", "client/agentctl": "client"}
-NO_MODULES = {"agentd/procs/zygote/hook/sitecustomize.py"}
-"""Only interpreters that are to fork workers want it, under another name."""
+NO_MODULES = oldest.REPO / "agentd/procs/zygote/hook"
+"""Only interpreters that are to fork workers want what is there, under other names."""
 
 
 def _modules() -> list[str]:
     found = []
     for package, root in SOURCE_ROOTS.items():
         for path in sorted((oldest.REPO / package).rglob("*.py")):
-            if str(path.relative_to(oldest.REPO)) in NO_MODULES:
+            if NO_MODULES in path.parents:
                 continue
             parts = path.relative_to(oldest.REPO / root).with_suffix("").parts
             found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
+from agentd.procs.waiter import Waiter
+from agentd.procs.zygote.keeper import Keeper
 from tests.integration.preload.corpus import SCRIPTS
 from tests.integration.preload.rig import PYTHON, Commands, base_env
 
@@ -55,3 +59,39 @@ def test_a_script_sees_and_says_the_same_on_every_python(tmp_path: Path, words: 
     forked = commands.forked(*argv, OF_THE_WORKER="own")
     assert forked == commands.execed(*argv, OF_THE_WORKER="own")
     assert "KeyError: 'two'" in forked.stderr
+
+
+@pytest.mark.parametrize("changed", ["sys.version_info = (3, 7, 16)", "sys.implementation.name = 'pypy'"])
+def test_an_interpreter_that_cannot_be_forked_is_named(tmp_path: Path, changed: str) -> None:
+    python = sys._base_executable  # type: ignore[attr-defined]  # that of an environment has no user's site
+    site = subprocess.check_output(
+        [python, "-c", "import site; print(site.USER_SITE)"], env=user_env(tmp_path)
+    )
+    folder = Path(site.decode().strip())
+    folder.mkdir(parents=True)
+    (folder / "changes.pth").write_text(f"import sys; {changed}\n")
+    assert_named(tmp_path, python)
+
+
+def test_pythons_before_3_8_are_named(tmp_path: Path) -> None:
+    for python in found((2, 0), (3, 8)):
+        assert_named(tmp_path, python)
+
+
+def assert_named(folder: Path, python: str) -> None:
+    (folder / "script.py").write_text("open('ran', 'w')\n")
+    commands = Commands(folder, ("json",), user_env(folder))
+    with Waiter() as waiter:
+        keeper = Keeper(waiter, commands.recipe((python, "script.py")))
+        try:
+            assert keeper.take(1) == []
+            assert keeper.problem.startswith(
+                "CPython 3.8 or newer can be forked into workers; this is Python "
+            )
+            assert not (folder / "ran").exists()
+        finally:
+            keeper.close()
+
+
+def user_env(folder: Path) -> dict[str, str]:
+    return base_env(PYTHONUSERBASE=str(folder / "base"))
