@@ -72,7 +72,7 @@ bench: compiled  ## all figures, beside torchrun's: ARGS="--only rendezvous --fu
 soak: compiled  ## the tests that run for minutes
 	@$(PYTEST) -m soak --timeout 1800 tests
 
-chaos: compiled  ## a storm of faults over five agentds: SEED=, FAULTS= or MINUTES=, KINDS=WORKER_KILL,..., PRELOAD=1 (root)
+chaos: compiled  ## a storm of faults over five agentds: SEED=, FAULTS= or MINUTES=, KINDS=WORKER_KILL,..., PRELOAD=0|1|standby (root)
 	@SEED=$(SEED) FAULTS=$(FAULTS) MINUTES=$(MINUTES) KINDS=$(KINDS) PRELOAD=$(PRELOAD) \
 		$(PYTEST) -q -s -m soak --timeout 0 tests/e2e/chaos/test_chaos.py::test_storms_as_asked_for
 

@@ -47,6 +47,15 @@ async def _freeze_host(world: World, fault: Fault) -> Undo | None:
     return _ill(world.places[fault.node], fault, thaw) if thaw else None
 
 
+async def _kill_zygote(world: World, fault: Fault) -> Undo | None:
+    return await _signalled(_picked(world.look.of(Role.ZYGOTE, fault.node), fault), signal.SIGKILL)
+
+
+async def _freeze_zygote(world: World, fault: Fault) -> Undo | None:
+    found = _picked(world.look.of(Role.ZYGOTE, fault.node), fault)
+    return await _signalled(found, signal.SIGSTOP, signal.SIGCONT)
+
+
 async def _kill_agentd(world: World, fault: Fault) -> Undo | None:
     place = world.places[fault.node]
     if not place.up:
@@ -286,6 +295,8 @@ _HOW: Mapping[Kind, Callable[[World, Fault], Awaitable[Undo | None]]] = {
     Kind.WORKER_FREEZE: _freeze_worker,
     Kind.HOST_KILL: _kill_host,
     Kind.HOST_FREEZE: _freeze_host,
+    Kind.ZYGOTE_KILL: _kill_zygote,
+    Kind.ZYGOTE_FREEZE: _freeze_zygote,
     Kind.AGENTD_KILL: _kill_agentd,
     Kind.AGENTD_FREEZE: _freeze_agentd,
     Kind.HANDOVER: _hand_over,

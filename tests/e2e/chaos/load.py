@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import sys
 import time
@@ -45,7 +44,7 @@ def spec_of(job: Job, program: Path, folder: Path) -> RunSpec:
         kind=EntrypointKind.EXECUTABLE,
         working_directory=str(folder),
     )
-    if preloaded := bool(os.environ.get("PRELOAD")):
+    if job.preload:
         script = str(program.with_suffix(".py"))
         command = replace(command, kind=EntrypointKind.SCRIPT, entrypoint=script, python=sys.executable)
     return RunSpec(
@@ -69,8 +68,8 @@ def spec_of(job: Job, program: Path, folder: Path) -> RunSpec:
         stop_grace=GRACE_S,
         controller_lease=job.lease,
         on_isolation=IsolationPolicy.STOP if job.isolated_stop else IsolationPolicy.KEEP,
-        preload=("decimal",) if preloaded else (),
-        standby=preloaded and job.max_restarts % 2 == 0,
+        preload=("decimal",) if job.preload else (),
+        standby=job.standby,
     )
 
 

@@ -34,6 +34,8 @@ class Role(enum.Enum):
     WORKER = "worker"
     STOCK = "host in stock"
     """Its agentd's own, until it becomes some run's host."""
+    ZYGOTE = "zygote"
+    """What a host forks its workers from, or such a fork that is no worker yet."""
     OTHER = "other"
     """Not yet what it will be, or none of these."""
 
@@ -117,6 +119,8 @@ class Observer:
             return None
         if "AGENTD_ROUND" in environ:
             return _worker(found, environ, leads=int(fields[3]) == pid)
+        if Path(f"/proc/{pid}/comm").read_text() == "agentd-zygote\n":
+            return replace(found, role=Role.ZYGOTE)
         if IN_STOCK in command:
             return replace(found, role=Role.STOCK)
         if "agentd.host" in command:
@@ -138,7 +142,7 @@ class Observer:
 def _settled(seen: Seen | None, start_time: int) -> bool:
     """Whether a process is what it will be: a young stranger may be on its way into a node."""
     if seen is not None:
-        return seen.role not in (Role.OTHER, Role.STOCK)
+        return seen.role not in (Role.OTHER, Role.STOCK, Role.ZYGOTE)
     return boottime() - start_time / _TICKS > YOUNG_S
 
 

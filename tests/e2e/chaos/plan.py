@@ -19,6 +19,8 @@ class Kind(str, enum.Enum):
     WORKER_FREEZE = "worker stopped"
     HOST_KILL = "host killed"
     HOST_FREEZE = "host stopped"
+    ZYGOTE_KILL = "zygote or blank killed"
+    ZYGOTE_FREEZE = "zygote or blank stopped"
     AGENTD_KILL = "agentd killed"
     AGENTD_FREEZE = "agentd stopped"
     HANDOVER = "agentd hands over"
@@ -51,6 +53,8 @@ KINDS: Mapping[Kind, Weight] = {
     Kind.WORKER_FREEZE: Weight(10, 0.2, 3.0),
     Kind.HOST_KILL: Weight(16),
     Kind.HOST_FREEZE: Weight(8, 0.2, 4.0),
+    Kind.ZYGOTE_KILL: Weight(8),
+    Kind.ZYGOTE_FREEZE: Weight(4, 0.2, 4.0),
     Kind.AGENTD_KILL: Weight(8, 0.0, 5.0),
     Kind.AGENTD_FREEZE: Weight(8, 0.2, 4.0),
     Kind.HANDOVER: Weight(3, 0.0, 1.0),
@@ -67,7 +71,15 @@ KINDS: Mapping[Kind, Weight] = {
 
 
 LEAVE_NODE_WELL = frozenset(
-    {Kind.WORKER_KILL, Kind.WORKER_FREEZE, Kind.HOST_KILL, Kind.HOST_FREEZE, Kind.DRAIN}
+    {
+        Kind.WORKER_KILL,
+        Kind.WORKER_FREEZE,
+        Kind.HOST_KILL,
+        Kind.HOST_FREEZE,
+        Kind.ZYGOTE_KILL,
+        Kind.ZYGOTE_FREEZE,
+        Kind.DRAIN,
+    }
 )
 """Faults that leave the node as a whole well."""
 
@@ -148,10 +160,31 @@ class Job:
     """It ends when nobody has renewed it for so many seconds."""
     renewed_for: float = math.inf
     """So long its caller does, and then nothing but the lease may end it."""
+    preload: bool = False
+    standby: bool = False
 
 
 ENDLESS_S = 1000.0
 """The work of a run that its lease has to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forking:
+    """How many of the runs have their workers forked."""
+
+    share: float
+    """Of all runs, those with `preload`."""
+    standby: float
+    """Of these, those with `standby`."""
+
+
+FORKING: Mapping[str, Forking] = {
+    "": Forking(1 / 3, 1 / 2),
+    "0": Forking(0.0, 0.0),
+    "1": Forking(1.0, 1 / 2),
+    "standby": Forking(1.0, 1.0),
+}
+"""By the word that asks for it."""
 
 
 def faults(
@@ -171,9 +204,9 @@ def faults(
         yield Fault(number, at, kind, node, peer, lasts, draw.random())
 
 
-def jobs(seed: int, nodes: Sequence[str]) -> Iterator[Job]:
+def jobs(seed: int, nodes: Sequence[str], forking: Forking = FORKING[""]) -> Iterator[Job]:
     """Runs without end. Some last as long as a storm may, most are over soon."""
-    draw = random.Random(f"jobs {seed}")
+    draw, forked = random.Random(f"jobs {seed}"), random.Random(f"forked {seed}")
     number = 0
     while True:
         number += 1
@@ -200,6 +233,8 @@ def jobs(seed: int, nodes: Sequence[str]) -> Iterator[Job]:
             careless=draw.random() < 0.2,
             lease=draw.uniform(1.5, 3.0) if draw.random() < 0.25 else None,
         )
+        if forked.random() < forking.share:
+            job = replace(job, preload=True, standby=forked.random() < forking.standby)
         abandoned = draw.random() < 0.4 and job.lease is not None
         renewed_for = draw.uniform(0.0, 6.0)
         yield replace(job, work=ENDLESS_S, renewed_for=renewed_for) if abandoned else job

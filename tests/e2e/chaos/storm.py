@@ -22,7 +22,7 @@ from tests.e2e.chaos.book import Book
 from tests.e2e.chaos.faults import strike
 from tests.e2e.chaos.load import GRACE_S, Caller
 from tests.e2e.chaos.observe import BYSTANDER, Acting, acting, witnesses
-from tests.e2e.chaos.plan import KINDS, LEAVE_NODE_WELL, Fault, Job, Kind, faults, jobs
+from tests.e2e.chaos.plan import FORKING, KINDS, LEAVE_NODE_WELL, Fault, Forking, Job, Kind, faults, jobs
 from tests.e2e.chaos.world import Place, Undo, Wished, World, world
 from tests.support import leaks
 
@@ -50,6 +50,7 @@ class Wish:
     runs: int = 8
     """At once."""
     kinds: tuple[Kind, ...] = tuple(KINDS)
+    forking: Forking = FORKING[""]
 
 
 @dataclass
@@ -163,7 +164,7 @@ class _Storm:
             self._wrong([f"a fault could not be undone: {task.exception()}"])
 
     async def _load(self) -> None:
-        coming = jobs(self._wish.seed, NODES)
+        coming = jobs(self._wish.seed, NODES, self._wish.forking)
         while True:
             while len(self._callers) < self._wish.runs:
                 job = next(coming)

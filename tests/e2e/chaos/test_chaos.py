@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.chaos.plan import KINDS, Kind
+from tests.e2e.chaos.plan import FORKING, KINDS, Forking, Kind
 from tests.e2e.chaos.storm import Outcome, Wish, storm
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
@@ -35,10 +35,14 @@ def survive(wish: Wish, root: Path) -> Outcome:
             *("violations:", *outcome.violations[:20]),
             *(f"the last of {len(outcome.log)} lines of what happened:", *outcome.log[-kept:]),
             f"all of it: {root}/storm.log; what agentds said: {root}/n*/agentd.log",
-            f"again: make chaos SEED={wish.seed} FAULTS={wish.faults}",
+            f"again: make chaos SEED={wish.seed} FAULTS={wish.faults} PRELOAD={_word_for(wish.forking)}",
         ]
         pytest.fail("\n".join(story), pytrace=False)
     return outcome
+
+
+def _word_for(forking: Forking) -> str:
+    return next(word for word, meant in FORKING.items() if meant == forking)
 
 
 @pytest.mark.timeout(400)
@@ -50,12 +54,13 @@ def test_two_hundred_faults_break_no_promise(tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 def test_storms_as_asked_for(tmp_path: Path) -> None:
-    """By SEED, FAULTS or MINUTES, and KINDS of the environment: storm after storm, each with a new fleet."""
+    """By SEED, FAULTS or MINUTES, KINDS and PRELOAD of the environment: storm after storm, new fleets."""
     seed = int(os.environ.get("SEED") or random.randrange(1_000_000))
     minutes = float(os.environ.get("MINUTES") or 0)
     wanted = float(os.environ.get("FAULTS") or (math.inf if minutes else 1000))
     names = os.environ.get("KINDS", "").replace(",", " ").split()
     kinds = tuple(Kind[name] for name in names) or tuple(KINDS)
+    forking = FORKING[os.environ.get("PRELOAD", "")]
     ends = time.monotonic() + minutes * 60 if minutes else math.inf
     survived = 0
     while survived < wanted and time.monotonic() < ends:
@@ -63,7 +68,7 @@ def test_storms_as_asked_for(tmp_path: Path) -> None:
         root.mkdir()
         print(f"seed {seed}", flush=True)
         count = int(min(wanted - survived, FAULTS_A_STORM))
-        outcome = survive(Wish(seed=seed, faults=count, kinds=kinds), root)
+        outcome = survive(Wish(seed=seed, faults=count, kinds=kinds, forking=forking), root)
         survived += sum(outcome.survived.values())
         shutil.rmtree(root)
         seed += 1
