@@ -12,10 +12,10 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(150)
 
-PATIENCE_S = 40.0
+PATIENCE_S = 60.0
 GRACE_S = 5.0
-# A host asks on its own clock, and the machine may be busy.
-EARLY_S, LATE_S = 0.5, 6.0
+# A host asks on its own clock, and the machine may be busy: also the last sign of life may be that old.
+EARLY_S, LATE_S = 2.0, 6.0
 
 # Will not end at SIGTERM: writes down when the first came, and again and again that it lives.
 STUBBORN = (

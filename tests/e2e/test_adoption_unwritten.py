@@ -10,7 +10,7 @@ from agentd.groups.reap import reap
 from tests.support.fleet import agentctl, agentd, is_gone, write_script
 from tests.support.waiting import wait_until
 
-PATIENCE_S = 40.0
+PATIENCE_S = 60.0
 
 # Saves its state for a while when it is stopped. One of it at a time, or it says so.
 WORKER = (

@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
-PATIENCE_S = 40.0
+PATIENCE_S = 60.0
 UNTIL_TOLD = (
     "import os, pathlib, sys, time",
     "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.02)",
@@ -40,12 +40,12 @@ def pids(run: RunStatus) -> list[int]:
 def test_a_run_is_stopped_a_lease_after_its_controller_was_killed(tmp_path: Path) -> None:
     end = tmp_path / "end"
     with fleet(tmp_path, "a", "b") as nodes, Clients(nodes.targets().split(",")) as clients:
-        leased = command(nodes, end, "--controller-lease", "2s", "--stop-grace", "5")
+        leased = command(nodes, end, "--controller-lease", "5s", "--stop-grace", "5")
         with Controller(*leased, root=tmp_path) as run:
             workers = wait_until(lambda: len(nodes.workers("r")) == 2 and pids(status(clients)), PATIENCE_S)
             first = status(clients).controller_lease_until
             # It lives on for longer than its lease, renewed by who follows it.
-            wait_until(lambda: status(clients).controller_lease_until > first + 2, PATIENCE_S)
+            wait_until(lambda: status(clients).controller_lease_until > first + 5, PATIENCE_S)
             assert pids(status(clients)) == workers
             assert "unless it is renewed" in agentctl("status", "r", "--nodes", nodes.targets()).stdout
             run.send(signal.SIGKILL)
@@ -53,7 +53,7 @@ def test_a_run_is_stopped_a_lease_after_its_controller_was_killed(tmp_path: Path
         wait_until(lambda: status(clients).finished_at, PATIENCE_S)
         ended = status(clients)
         assert ended.phase is Phase.STOPPED
-        assert ended.reason.startswith("its controller lease of 2 s has ended: last renewed at ")
+        assert ended.reason.startswith("its controller lease of 5 s has ended: last renewed at ")
         assert ended.controller_lease_until == 0
         wait_until(lambda: all(is_gone(pid) for pid in workers), PATIENCE_S)
         late = agentctl("renew", "r", "--nodes", nodes.targets())
@@ -65,7 +65,7 @@ def test_a_run_is_stopped_a_lease_after_its_controller_was_killed(tmp_path: Path
 def test_a_hub_that_was_killed_gives_a_whole_lease_and_is_found_again_by_the_keeper(tmp_path: Path) -> None:
     end = tmp_path / "end"
     with fleet(tmp_path, "a", "b") as nodes, Clients(nodes.targets().split(",")) as clients:
-        started = agentctl(*command(nodes, end, "--detach", "--controller-lease", "3s"))
+        started = agentctl(*command(nodes, end, "--detach", "--controller-lease", "8s"))
         assert started.returncode == 0, started.stderr
         assert "agentctl renew r --keep" in started.stderr
         with Controller("renew", "r", "--keep", "--nodes", nodes["b"].target, root=tmp_path) as keeper:
@@ -73,7 +73,8 @@ def test_a_hub_that_was_killed_gives_a_whole_lease_and_is_found_again_by_the_kee
             nodes["a"].kill()
             nodes.again("a")
             found = wait_until(lambda: status(clients).controller_lease_until, PATIENCE_S)
-            wait_until(lambda: status(clients).controller_lease_until > found + 3, PATIENCE_S)
+            # Soon after the whole lease that it gave itself: the keeper has found it.
+            wait_until(lambda: status(clients).controller_lease_until > found + 1, PATIENCE_S)
             assert pids(status(clients)) == workers
             keeper.send(signal.SIGKILL)
             keeper.wait()
@@ -98,13 +99,13 @@ def test_the_client_library_keeps_a_lease_while_its_block_runs(tmp_path: Path) -
         assert short.returncode == ExitCode.USAGE
         assert "--controller-lease: 0.5 s is not a time from 1 s" in short.stderr
 
-        leased = command(nodes, end, "--detach", "--controller-lease", "2s")
+        leased = command(nodes, end, "--detach", "--controller-lease", "6s")
         assert agentctl(*leased).returncode == 0
         run = clients.find("r")
         with run.keep_lease() as keeper:
             assert keeper.lease is not None
             first = keeper.lease.until
-            wait_until(lambda: keeper.lease is not None and keeper.lease.until > first + 2, PATIENCE_S)
+            wait_until(lambda: keeper.lease is not None and keeper.lease.until > first + 6, PATIENCE_S)
             assert keeper.problem is None
         asyncio.run(_kept_to_its_end(nodes["a"].target, end))
         assert run.status().status.phase is Phase.SUCCEEDED

@@ -34,7 +34,7 @@ def test_a_hurt_training_ends_with_the_parameters_of_an_undisturbed_one_under_to
     with fleet(tmp_path, "a", "b") as nodes:
         common = ["run", "--nodes", nodes.targets(), "--nproc-per-node", "2", "--max-restarts", "2"]
         with Controller(
-            *common, "--run-id", "hurt", *training(hurt, "--step-seconds", "0.05"), root=tmp_path
+            *common, "--run-id", "hurt", *training(hurt, "--step-seconds", "0.1"), root=tmp_path
         ) as run:
             wait_until((hurt / "checkpoint.pt").exists, TRAINING_S)
             victim = next(worker for worker in nodes.workers("hurt") if worker["rank"] == 3)

@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 pytestmark = [pytest.mark.torch, pytest.mark.root, pytest.mark.netns, pytest.mark.timeout(300)]
 
 RUN = "hurt"
-LEASE_S = 2.0
+LEASE_S = 4.0
 PATIENCE_S = 90.0
 # The training as it is, but its pauses end when the test wants it to end.
 HURRY = (

@@ -28,7 +28,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(180)
 
-PATIENCE_S = 40.0
+PATIENCE_S = 60.0
 UNTIL_TOLD = (
     "import os, pathlib, sys, time",
     "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.02)",

@@ -45,7 +45,7 @@ def test_a_run_with_a_restart_is_told_round_by_round_and_survives_the_daemon(tmp
     script = write_script(tmp_path / "afresh.py", *AFRESH)
     with agentd(tmp_path) as node:
         assert run(node, script, "job", "--max-restarts", "2") == 0
-        wait_until(lambda: len(_ends(recorded(node, "job"))) == 2, 20.0)
+        wait_until(lambda: len(_ends(recorded(node, "job"))) == 2)
         node.kill()
     with agentd(tmp_path) as node:
         events = recorded(node, "job")
@@ -72,7 +72,7 @@ def test_the_journal_tells_which_worker_failed_the_run_and_how(tmp_path: Path) -
     )
     with agentd(tmp_path) as node:
         assert run(node, script, "job") != 0
-        wait_until(lambda: len(_ends(recorded(node, "job"))) == 2, 20.0)
+        wait_until(lambda: len(_ends(recorded(node, "job"))) == 2)
         ends = {event.metadata["global_rank"]: event for event in _ends(recorded(node, "job"))}
     assert {rank: event.metadata["state"] for rank, event in ends.items()} == {0: "TERMINATED", 1: "FAILED"}
     assert told(ends[1])["exit_code"] == -9

@@ -142,10 +142,12 @@ def test_a_javascript_watcher_sees_the_drain_before_the_end(tmp_path: Path, heal
 
 
 def test_agentctl_health_answers_as_grpc_health_probe_does(tmp_path: Path) -> None:
+    patient = ("--connect-timeout", "30", "--rpc-timeout", "30")
     with agentd(tmp_path) as node:
-        assert agentctl("health", node.target).returncode == 0
-        assert agentctl("health", node.target, "--service", "agentd.v1.AgentService").returncode == 0
-        unknown = agentctl("health", node.target, "--service", "nobody")
+        assert agentctl("health", node.target, *patient).returncode == 0
+        known = agentctl("health", node.target, *patient, "--service", "agentd.v1.AgentService")
+        assert known.returncode == 0
+        unknown = agentctl("health", node.target, *patient, "--service", "nobody")
         assert unknown.returncode == 3
     assert agentctl("health", node.target).returncode == 2
 

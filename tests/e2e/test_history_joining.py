@@ -12,7 +12,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
-PATIENCE_S = 40.0
+PATIENCE_S = 60.0
 
 
 def kinds(out: str, node_id: str) -> list[str]:

@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 # A worker with a child in its session, one in a session of its own, and a daemon: two forks, another session,
 # none of the environment. Each life has files of its own.

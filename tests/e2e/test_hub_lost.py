@@ -17,8 +17,8 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(180)
 
-PATIENCE_S = 40.0
-HUB_TIMEOUT_S = 2.0
+PATIENCE_S = 60.0
+HUB_TIMEOUT_S = 5.0
 
 WORKER = (
     "import os, pathlib, sys, time",
@@ -65,7 +65,7 @@ def test_a_run_whose_hubs_node_is_lost_ends_when_it_needs_the_hub_and_begins_els
         wait_until(lambda: "hub_unreachable_since" in nodes.status("r", "b"), PATIENCE_S)
 
         # As long as nothing needs the hub, its absence ends nothing.
-        wait_until(lambda: time.monotonic() > began + 2 * HUB_TIMEOUT_S, PATIENCE_S)
+        wait_until(lambda: time.monotonic() > began + HUB_TIMEOUT_S + 1.0, PATIENCE_S)
         assert phase(nodes, "b") is phase(nodes, "c") is Phase.RUNNING
         assert not is_gone(pids["b"])
 

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.timeout(180)
 
 PAIR = {"last_call_timeout": 1.0}
 NEVER_BY_LEASE = {**PAIR, "lease": 300.0}
+TOGETHER = {"last_call_timeout": 6.0}
+"""For those that may run alone: how long the first waits for the second, whose process has yet to start."""
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_a_killed_worker_restarts_the_workers_of_both_agents(agents: Crowd, hub:
 
 def test_a_killed_agent_is_noticed_at_once_and_the_other_goes_on_alone(agents: Crowd, hub: Node) -> None:
     for name in ("a", "b"):
-        agents.start(name, min_nodes=1, options=NEVER_BY_LEASE)
+        agents.start(name, min_nodes=1, options={**NEVER_BY_LEASE, **TOGETHER})
     both = agents.wait_for("a", "b")
     agents.agents["b"].process.kill()
     (alone,) = agents.wait_for("a", without=both)
@@ -87,7 +89,7 @@ def test_a_killed_agent_is_noticed_at_once_and_the_other_goes_on_alone(agents: C
 
 def test_a_frozen_agent_is_lost_by_its_lease_and_comes_back_when_it_thaws(agents: Crowd, hub: Node) -> None:
     for name in ("a", "b"):
-        agents.start(name, min_nodes=1, options={**PAIR, "lease": 1.5, "heartbeat": 0.3})
+        agents.start(name, min_nodes=1, options={**TOGETHER, "lease": 1.5, "heartbeat": 0.3})
     both = agents.wait_for("a", "b")
     frozen = agents.agents["b"].process
     frozen.send_signal(signal.SIGSTOP)
@@ -105,7 +107,7 @@ def test_a_frozen_agent_is_lost_by_its_lease_and_comes_back_when_it_thaws(agents
 
 def test_a_hub_that_was_frozen_longer_than_a_lease_restarts_nobody(agents: Crowd, hub: Node) -> None:
     for name in ("a", "b"):
-        agents.start(name, min_nodes=1, options={**PAIR, "lease": 1.5, "heartbeat": 0.3})
+        agents.start(name, min_nodes=1, options={**TOGETHER, "lease": 1.5, "heartbeat": 0.3})
     both = agents.wait_for("a", "b")
     os.kill(hub.pid, signal.SIGSTOP)
     try:
@@ -191,7 +193,7 @@ def _all_attached(hub: Node) -> bool:
 
 def test_an_agent_that_gets_sigterm_leaves_and_the_other_goes_on(agents: Crowd, hub: Node) -> None:
     for name in ("a", "b"):
-        agents.start(name, min_nodes=1, options=NEVER_BY_LEASE)
+        agents.start(name, min_nodes=1, options={**NEVER_BY_LEASE, **TOGETHER})
     both = agents.wait_for("a", "b")
     agents.agents["b"].process.terminate()
     assert agents.agents["b"].answer()["error"] == "SignalException"

@@ -13,7 +13,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
-PATIENCE_S = 40.0
+PATIENCE_S = 60.0
 
 # Fails once a file is there; in the next round it stays.
 WORKER = (

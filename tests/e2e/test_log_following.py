@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from pathlib import Path
 
 import pytest
@@ -24,18 +23,11 @@ COUNT = (
 )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def test_every_line_is_shown_once_though_agentd_is_killed_in_between(tmp_path: Path) -> None:
     script, end = write_script(tmp_path / "count.py", *COUNT), tmp_path / "end"
-    target = f"127.0.0.1:{free_port()}"
     with contextlib.ExitStack() as stack:
-        node = stack.enter_context(agentd(tmp_path, listen=target))
+        node = stack.enter_context(agentd(tmp_path))
+        target = node.target
         command = ("run", "--nodes", target, "--run-id", "lines", str(script), str(end))
         run = stack.enter_context(Controller(*command, root=tmp_path))
         wait_until(lambda: "line 1 9\n" in run.out, 30)

@@ -139,7 +139,7 @@ def test_a_run_whose_nodes_cannot_all_join_times_out_naming_them(tmp_path: Path)
             "--run-id",
             "lonely",
             "--rdzv-conf",
-            "join_timeout=2",
+            "join_timeout=6",
             str(script),
             str(tmp_path / "end"),
         )

@@ -32,7 +32,7 @@ from tests.support.fleet import BIN, Node, agentctl, agentd, is_gone
 from tests.support.shortage import cannot_limit_processes, no_more_files, no_more_processes
 from tests.support.waiting import wait_until
 
-PATIENCE_S = 40.0
+PATIENCE_S = 60.0
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.root]
 mounts = pytest.mark.skipif(bool(cannot_mount()), reason=cannot_mount() or "it can")

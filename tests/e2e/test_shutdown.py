@@ -17,7 +17,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 # Notes each start. Even ranks save for a second when they are stopped, odd ones die of SIGTERM at once.
 WORKER = (

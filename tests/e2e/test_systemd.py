@@ -15,8 +15,8 @@ from tests.support.fleet import write_script
 from tests.support.systemd import Machine, booted, missing
 from tests.support.waiting import wait_until
 
-PATIENCE_S = 30.0
-WATCHDOG_S = 2
+PATIENCE_S = 60.0
+WATCHDOG_S = 5
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.skipif(bool(missing()), reason=missing() or "-")]
 

@@ -139,7 +139,7 @@ class Crowd:
 
         what = f"one round of {', '.join(agents)}"
         try:
-            return wait_until(formed, 40, what=what) or ()
+            return wait_until(formed, 60, what=what) or ()
         except AssertionError as error:
             logs = "\n".join(f"--- {agent.name}:\n{agent.log}" for agent in self.agents.values())
             raise AssertionError(f"{error}; workers: {self.workers()}\n{logs}") from None
