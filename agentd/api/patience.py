@@ -1,4 +1,4 @@
-"""Waiting with a bound that never costs a cancellation.
+"""Waiting with a bound that never costs a cancellation, and waiting in step.
 
 `asyncio.wait_for` before Python 3.12 forgets one that comes in the moment its work is done: it answers as if
 nobody had cancelled, and a task that goes round and round is then waited for without end.
@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
-__all__ = ["within"]
+__all__ = ["next_beat", "within"]
 
 T = TypeVar("T")
 
@@ -36,6 +36,15 @@ async def within(seconds: float | None, work: Awaitable[T]) -> T:
         # Its error tells of this frame, which holds it: a cycle that keeps calls and connections until the
         # collector comes.
         del task
+
+
+async def next_beat(interval: float) -> None:
+    """Sleep until the loop's clock shows a whole multiple of `interval`, in seconds.
+
+    For looks that are taken again and again: all that wait so are woken together, and what an idle process
+    uses is its wakings.
+    """
+    await asyncio.sleep(interval - asyncio.get_running_loop().time() % interval)
 
 
 async def _end(task: asyncio.Future[T]) -> None:

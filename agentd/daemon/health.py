@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final, Protocol
 
+from agentd.api.patience import next_beat
 from agentd.rpc.health_book import AGENT, DAEMON, RENDEZVOUS, Health, HealthBook
 
 LOOK_INTERVAL: Final = 1.0
@@ -35,7 +35,7 @@ class HealthKeeper:
         """Run until cancelled."""
         while True:
             self.refresh()
-            await asyncio.sleep(LOOK_INTERVAL)
+            await next_beat(LOOK_INTERVAL)
 
     def refresh(self) -> None:
         """Look now: something that is not looked at often is another one."""

@@ -1,4 +1,4 @@
-"""Looks each second at what runs out: room and inodes of the state directory's disk, descriptors, time.
+"""Looks each two seconds at what runs out: room and inodes of the state directory's disk, descriptors, time.
 
 The disk is asked in a thread of its own, with a patience: one that hangs is a condition, not a hang.
 """
@@ -12,15 +12,15 @@ import time
 from collections.abc import Collection
 from typing import Final
 
-from agentd.api.patience import within
+from agentd.api.patience import next_beat, within
 from agentd.core.conditions import Condition, DiskFacts, of_disk
 from agentd.daemon.clock import ClockKeeper
 from agentd.daemon.threads import in_own_thread
 from agentd.groups.conditions import Conditions
 from agentd.procs.resources import SHORTAGES, can_start_thread, disk_facts, missing_descriptors
 
-LOOK_INTERVAL: Final = 1.0
-"""Seconds between two looks."""
+LOOK_INTERVAL: Final = 2.0
+"""Seconds between two looks. Each takes a thread, and with that a millisecond of an idle agentd."""
 FORGIVEN_AFTER_S: Final = 60.0
 """How long a refused process is remembered when nobody tries to start another."""
 PATIENCE: Final = 2.0
@@ -53,7 +53,7 @@ class ResourceWatch:
                 await self.step()
             except Exception:  # noqa: BLE001 - whatever it is, the next look may do
                 _log.exception("the node's resources cannot be looked at")
-            await asyncio.sleep(LOOK_INTERVAL)
+            await next_beat(LOOK_INTERVAL)
 
     async def step(self) -> None:
         """One look."""

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from agentd.api.errors import RunEnded, RunNotFound, StaleIncarnation, Unreachable
+from agentd.api.patience import next_beat
 from agentd.api.types import ControllerLease, RunSpec, RunStatus
 from agentd.hub.messages import SessionHello
 from agentd.hub.observer import OwnTime
@@ -23,7 +24,7 @@ from agentd.hub.tombstone import Tombstone, bury
 
 log = logging.getLogger(__name__)
 
-TICK = 0.2
+TICK = 0.25
 """Seconds between two looks at the clock; all else is an event. Each costs what a heartbeat costs."""
 STEP = 0.5
 """A gap between two ticks beyond this is not the nodes' silence but this process's own."""
@@ -195,7 +196,7 @@ class Hub:
         """Ticks while there are runs. A step that fails is a fault of one run, not of the clock."""
         loop = asyncio.get_running_loop()
         while self._runs and not self._closed:
-            await asyncio.sleep(TICK)
+            await next_beat(TICK)
             self._own_time()
             assert self._clock is not None
             on_time = self._clock.tick(loop.time())
