@@ -10,8 +10,8 @@ import importlib.util
 import json
 import os
 import signal
-import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -37,7 +37,8 @@ TRAINING = (
     "dist.all_reduce(value)",
     "notes['reduce'] = time.time_ns()",
     "assert value.item() == dist.get_world_size()",
-    "note = pathlib.Path(sys.argv[1], os.environ['RANK'] + '-' + str(os.getpid()))",
+    "who = (os.environ[name] for name in ('TORCHELASTIC_RESTART_COUNT', 'RANK'))",
+    "note = pathlib.Path(sys.argv[1], '-'.join((*who, str(os.getpid()))))",
     "note.with_suffix('.part').write_text(json.dumps(notes)); note.with_suffix('.part').rename(note)",
     "time.sleep(3600)",
 )
@@ -53,6 +54,10 @@ STEPS: Final[Mapping[str, tuple[str, str]]] = {
     "reduce": ("the first all_reduce done in all workers", "250"),
 }
 """What a step is called, and how soon it is to be reached with preload, in milliseconds."""
+
+# torchrun keeps one store for all rounds. In it gloo finds the address of a rank that is dead, is refused
+# there, and fails the round: several restarts for one death. With this it has a store for each round.
+OWN_STORES: Final = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 Samples = dict[str, list[float]]
 
@@ -97,34 +102,40 @@ def _theirs(root: Path, script: str, rounds: int) -> Samples:
     notes = root / "torchrun-notes"
     notes.mkdir()
     flags = (f"--nproc-per-node={WORKERS}", "--max-restarts=1000", script, str(notes))
-    with torchrun.group(1, root, *flags):
-        try:
-            return _kills(notes, rounds)
-        except AssertionError as hung:
-            # It has been seen: a rank of a new round then waits for one that never comes.
-            print(f"torchrun's workers did not come back, its column stays empty: {hung}", file=sys.stderr)
-            return {}
+    with torchrun.group(1, root, *flags, env=OWN_STORES):
+        return _kills(notes, rounds)
 
 
 def _kills(notes: Path, rounds: int) -> Samples:
     """Kill the worker of rank 0 again and again: for each step the milliseconds until all had done it."""
     samples: Samples = {step: [] for step in STEPS}
-    known = _fresh(notes, set())
+    known = _complete(notes, -1)
     for _ in range(rounds):
-        seen = {path.name for path in notes.iterdir()}
-        victim = next(name for name in known if name.startswith("0-"))
+        victim = next(path for path in known if _numbers(path)[1] == 0)
+        former, _, pid = _numbers(victim)
         killed = time.time_ns()
-        os.kill(int(victim.partition("-")[2]), signal.SIGKILL)
-        known = _fresh(notes, seen)
-        found = [json.loads((notes / name).read_text()) for name in known]
+        os.kill(pid, signal.SIGKILL)
+        known = _complete(notes, former)
+        found = [json.loads(path.read_text()) for path in known]
         for step, times in samples.items():
             times.append((max(each[step] for each in found) - killed) / 1e6)
     return samples
 
 
-def _fresh(notes: Path, old: set[str]) -> set[str]:
-    def found() -> set[str]:
-        names = {path.name for path in notes.iterdir() if not path.suffix} - old
-        return names if len(names) == WORKERS else set()
+def _complete(notes: Path, former: int) -> list[Path]:
+    """The notes of the first restart after `former` that all workers have come through."""
+
+    def found() -> list[Path]:
+        by_restart: dict[int, list[Path]] = defaultdict(list)
+        for path in notes.iterdir():
+            if not path.suffix and _numbers(path)[0] > former:
+                by_restart[_numbers(path)[0]].append(path)
+        return next((paths for _, paths in sorted(by_restart.items()) if len(paths) == WORKERS), [])
 
     return wait_until(found, PATIENCE_S, what="the notes of all workers")
+
+
+def _numbers(note: Path) -> tuple[int, int, int]:
+    """Which restart, rank and process wrote it."""
+    restart, rank, pid = map(int, note.name.split("-"))
+    return restart, rank, pid

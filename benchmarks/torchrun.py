@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.support.fleet import BIN
@@ -27,7 +27,9 @@ def run(*arguments: str) -> None:
 
 
 @contextlib.contextmanager
-def group(nodes: int, root: Path, *arguments: str) -> Iterator[list[int]]:
+def group(
+    nodes: int, root: Path, *arguments: str, env: Mapping[str, str] | None = None
+) -> Iterator[list[int]]:
     """`nodes` torchruns of one job on the dynamic rendezvous; their process ids."""
     endpoint = f"127.0.0.1:{_free_port()}"
     common = [
@@ -43,7 +45,13 @@ def group(nodes: int, root: Path, *arguments: str) -> Iterator[list[int]]:
         for node in range(nodes):
             log = stack.enter_context((root / f"torchrun-{node}.log").open("wb"))
             processes.append(
-                subprocess.Popen(common, stdout=log, stderr=log, env=_environment(), start_new_session=True)
+                subprocess.Popen(
+                    common,
+                    stdout=log,
+                    stderr=log,
+                    env={**_environment(), **(env or {})},
+                    start_new_session=True,
+                )
             )
         try:
             yield [process.pid for process in processes]
