@@ -136,7 +136,8 @@ def test_a_zygote_killed_between_rounds_is_replaced_and_no_worker_notices(run: R
     assert not any(is_gone(worker["pid"]) for worker in first)
     os.kill(first[0]["pid"], signal.SIGKILL)
     assert all(worker["preloaded"] for worker in run.round(2))
-    assert run.zygotes() == list(another)
+    (now,) = run.zygotes()
+    assert now in another, "beside it there may have been its trial fork"
     assert run.end()["phase"] == "PHASE_SUCCEEDED"
 
 
