@@ -236,6 +236,8 @@ class HubRun:
     def _log_nodes(self, before: RunState) -> None:
         """Who went, who came back, and who is given up."""
         now = self._state
+        if now.detached is before.detached and now.absent is before.absent:
+            return
         for node_id in now.detached.keys() - before.detached.keys():
             log.warning("node out of touch", extra=self._about(node_id))
         for node_id in (before.detached.keys() - now.detached.keys()) & now.nodes.keys():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias
 
@@ -55,7 +55,9 @@ class ErrorGuard(grpc.aio.ServerInterceptor):
         make: Any = getattr(grpc, f"{name}_rpc_method_handler")
         wrapped: Handler = make(
             wrap(getattr(handler, name), method),
-            request_deserializer=_tolerant(handler.request_deserializer),
+            request_deserializer=(_strict if handler.request_streaming else _tolerant)(
+                handler.request_deserializer
+            ),
             response_serializer=_once(handler.response_serializer),
         )
         return wrapped
@@ -75,7 +77,10 @@ class ErrorGuard(grpc.aio.ServerInterceptor):
                 # Closed here and now when the client vanishes, not whenever it is collected.
                 async with aclosing(behavior(_decoded(request), context)) as answers:
                     async for answer in answers:
-                        if not await _write(context, answer):
+                        try:
+                            await context.write(answer)
+                        except grpc.aio.InternalError:
+                            # Nobody is there any more to take it.
                             return
             except Exception as error:  # noqa: BLE001 (the last stop before the wire)
                 await self._end(context, error, method)
@@ -91,15 +96,6 @@ class ErrorGuard(grpc.aio.ServerInterceptor):
             error = InternalError(error_id, self._node_id)
         status = to_status(error)
         await context.abort(status.code, status.details, status.trailing_metadata)
-
-
-async def _write(context: Context, answer: Any) -> bool:
-    """Send one answer; tells whether somebody is still there to take it."""
-    try:
-        await context.write(answer)
-    except grpc.aio.InternalError:
-        return False
-    return True
 
 
 def _once(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
@@ -131,12 +127,23 @@ def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return read
 
 
+def _strict(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """The same for a stream, where bad bytes fail the handler that reads them."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            raise _no_message() from None
+
+    return read
+
+
 def _decoded(request: Any) -> Any:
     if isinstance(request, _Undecodable):
-        raise InvalidSpec("message", "the bytes are not the message this call takes")
-    return _each_decoded(request) if hasattr(request, "__aiter__") else request
+        raise _no_message()
+    return request
 
 
-async def _each_decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _decoded(request)
+def _no_message() -> InvalidSpec:
+    return InvalidSpec("message", "the bytes are not the message this call takes")
