@@ -188,8 +188,17 @@ def start_all(
 ) -> Generator[Leader, None, None]:
     """Start several, each from one of the blanks while there are any, and give them in their order.
 
-    As `spawn_all`, which starts those for whom there is no blank, or one that was lost just now.
+    As `spawn_all`, which starts those for whom there is no blank, or one that was lost just now. The first
+    has begun before the others have their orders: they are at their first line together, and a rank that
+    finds no store of rank 0 yet waits 250 to 750 ms before torch's TCPStore looks for it again.
     """
+    yield from _start_together(blanks, orders[:1])
+    yield from _start_together(blanks, orders[1:])
+
+
+def _start_together(
+    blanks: list[Blank], orders: Sequence[tuple[Order, frozenset[int] | None]]
+) -> Generator[Leader, None, None]:
     begun: list[tuple[Order, Blank | None]] = []
     try:
         for order, cpus in orders:

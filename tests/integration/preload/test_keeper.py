@@ -15,7 +15,7 @@ from agentd.procs import prctl, procfs
 from agentd.procs.identity import identify, is_alive
 from agentd.procs.waiter import Waiter
 from agentd.procs.zygote.command import NotForkable, python_command
-from agentd.procs.zygote.forked import BlankLost
+from agentd.procs.zygote.forked import BlankLost, start_all
 from agentd.procs.zygote.keeper import Keeper
 from tests.integration.preload.rig import PYTHON, Commands, Streams, begin, waited_for
 from tests.support.waiting import wait_until
@@ -178,6 +178,22 @@ def test_a_parked_blank_that_was_killed_is_no_worker(commands: Commands, waiter:
     finally:
         keeper.close()
     assert keeper.pids() == frozenset()
+
+
+def test_the_first_has_begun_before_the_others_have_their_orders(commands: Commands, waiter: Waiter) -> None:
+    keeper = keeper_of(commands, waiter)
+    try:
+        blanks = keeper.take(3)
+        with Streams() as streams:
+            starting = start_all(blanks, [(commands.order(ARGV, streams), None)] * 3)
+            children = [next(starting)]
+            assert len(blanks) == 2
+            children += starting
+            assert not blanks
+            ends = [waited_for(waiter, child).summary for child in children]
+            assert ends == ["exit code 3"] * 3
+    finally:
+        keeper.close()
 
 
 def test_blanks_in_stock_are_there_at_once_and_end_with_the_keeper(
