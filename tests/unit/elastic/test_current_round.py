@@ -37,7 +37,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 DOCS = Path(__file__).parents[3] / "docs" / "workers.md"
 
 
-def write(file: Path, valid_for: float | None = 5.0, **changes: Any) -> float:
+def write(file: Path, valid_for: float | None = 600.0, **changes: Any) -> float:
     """What a host writes; answers until when it is valid."""
     until = boottime() + (valid_for or 0.0)
     told = {**OWN, **({} if valid_for is None else {"valid_until": until}), **changes}
@@ -80,7 +80,7 @@ def test_a_file_of_what_came_later_is_refused_at_once(
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda file: write(file, -1.0), "ran out 1"),
+        (lambda file: write(file, -1000.0), "ran out 1"),
         (lambda file: write(file, None, valid_until=0.0), "has not begun"),
         (lambda file: write(file, None), "does not keep the round file"),
         (lambda file: write(file, round=1), "there is none of this round"),

@@ -68,6 +68,8 @@ DAEMON = (
 script = 'setsid sh -c "env -i sleep 1000 & echo \\\\$! > $FOLDER/pid" & wait; exit 0'
 spawn(["sh", "-c", script], env={**os.environ, "FOLDER": str(folder)})
 wait_for(folder / "pid")
+while not (folder / "pid").read_text():
+    time.sleep(0.002)
 time.sleep(0.1)
 daemon = int((folder / "pid").read_text())
 assert daemon in {stat.pid for stat in descent.living(())}
@@ -92,7 +94,7 @@ with Waiter() as waiter:
     crew.complete()
     wait_for(folder / "up")
     crew.children[0].signal_group(signal.SIGKILL)
-    assert waiter.wait_until(lambda: crew.gone, time.monotonic() + 20), "not gone"
+    assert waiter.wait_until(lambda: crew.gone, time.monotonic() + 60), "not gone"
     try:
         os.waitpid(-1, os.WNOHANG)
         raise AssertionError("somebody is left")
@@ -129,7 +131,7 @@ def test_the_end_of_what_a_leader_left_is_an_event(monkeypatch: pytest.MonkeyPat
         crew = Crew(waiter, lambda _index, info: exits.append(info))
         crew.adopt(0, spawn(["sh", "-c", "trap '' HUP; sleep 1000 & exit 0"], env=os.environ))
         crew.complete()
-        assert waiter.wait_until(lambda: crew.gone, time.monotonic() + 20)
+        assert waiter.wait_until(lambda: crew.gone, time.monotonic() + 60)
     assert [info.exit_code for info in exits] == [0]
 
 
@@ -141,4 +143,4 @@ def test_a_stop_that_is_obeyed_takes_no_look_at_an_interval(monkeypatch: pytest.
             crew.adopt(index, spawn(["sleep", "1000"], env=os.environ))
         crew.complete()
         crew.stop(signal.SIGTERM, time.monotonic() + 1000)
-        assert waiter.wait_until(lambda: crew.gone, time.monotonic() + 20)
+        assert waiter.wait_until(lambda: crew.gone, time.monotonic() + 60)
