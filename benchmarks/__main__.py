@@ -36,7 +36,7 @@ GROUPS: Final[Mapping[str, Callable[[Wish], list[Figure]]]] = {
     "startup": lambda wish: startup(wish.root, wish.rounds),
     "restart": lambda wish: [cases.restart(wish.root, nodes, wish.rounds) for nodes in (1, 2)],
     "memory": lambda wish: cases.memory(wish.root),
-    "imports": lambda wish: [cases.imports(wish.rounds)],
+    "imports": lambda wish: cases.imports(wish.rounds),
     "status": lambda wish: [cases.status(wish.root, calls=500)],
     "path": lambda wish: path.paths(wish.root, wish.rounds),
     "spawning": lambda wish: spawning(wish.rounds),

@@ -44,7 +44,7 @@ TARGETS: Final = {
 WARM_UPS: Final = 2
 """Rounds until agentd has what it has in the long run."""
 REST_S: Final = 0.05
-LIBRARY: Final = "agentd.elastic"
+LIBRARY: Final = "agentd.elastic.agent.server"
 _IMPORT: Final = re.compile(r"import time:\s+(\d+) \|\s+\d+ \| +(\S+)")
 
 
