@@ -25,6 +25,7 @@ from agentd.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 from agentd.elastic.utils.distributed import create_c10d_store
 from agentd.elastic.utils.ports import HeldPort
 from agentd.elastic.utils.stores import InMemoryStore
+from agentd.procs import procfs
 from tests.support.waiting import wait_until
 
 RANK_ZERO = """
@@ -163,10 +164,10 @@ def test_a_look_at_a_frozen_rank_zero_holds_an_agent_up_for_half_a_second_and_th
         assert second.num_nodes_waiting() == 0
         rank_zero.send_signal(signal.SIGSTOP)
         try:
-            durations = list(_looks(second, 2.4))
-            held_up = [took for took in durations if took > 0.1]
-            assert len(held_up) == 3, "at once, 0.2 s and 0.4 s after the one before"
-            assert max(durations) < 0.9
+            wait_until(lambda: (stat := procfs.read_stat(rank_zero.pid)) and stat.state == "T")
+            looks = [_look_when_due(second) for _ in range(3)]
+            assert [pause for _, pause in looks] == [0.4, 0.8, 1.6], "before the look after the next"
+            assert max(took for took, _ in looks) < 2.5, "for less than others are waited for"
         finally:
             rank_zero.send_signal(signal.SIGCONT)
         second._look_again_at = 0.0
@@ -175,13 +176,12 @@ def test_a_look_at_a_frozen_rank_zero_holds_an_agent_up_for_half_a_second_and_th
         rank_zero.communicate(timeout=60)
 
 
-def _looks(handler: StaticTCPRendezvous, seconds: float) -> Iterator[float]:
-    """How long each look takes, as an agent looks."""
-    ends = time.monotonic() + seconds
-    while (began := time.monotonic()) < ends:
-        assert handler.num_nodes_waiting() == 0
-        yield time.monotonic() - began
-        time.sleep(0.02)
+def _look_when_due(handler: StaticTCPRendezvous) -> tuple[float, float]:
+    """How long the next look takes, and the pause that doubles with it."""
+    wait_until(lambda: time.monotonic() >= handler._look_again_at)
+    began = time.monotonic()
+    assert handler.num_nodes_waiting() == 0
+    return time.monotonic() - began, handler._look_again_s
 
 
 def test_a_given_store_is_used_and_left_open() -> None:
