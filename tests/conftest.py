@@ -12,6 +12,7 @@ import importlib.util
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
@@ -25,6 +26,9 @@ import pytest
 # gRPC reads these at its first import; both must be there before any test module is.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# A shell has what it starts in the background ignore Ctrl-C, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # A developer's own settings must not reach the daemons and clients under test.
 for _name in [name for name in os.environ if name.startswith("AGENTD_")]:
     del os.environ[_name]
