@@ -7,6 +7,7 @@ is their hub. They join, fail once, succeed; on standard output what each step t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -16,8 +17,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
+import grpc
 import grpc.aio
 import psutil
+from google.protobuf import duration_pb2
 
 from agentd.hub.links import insecure_channel
 from agentd.v1 import rendezvous_service_pb2 as pb
@@ -28,7 +31,14 @@ ROLE: Final = "default"
 PATIENCE_S: Final = 240.0
 SETTLE_S: Final = 1.5
 """Until what members are told besides, such as views, has been said."""
-MOST_DIALS: Final = 8
+REATTACH_S: Final = 60
+FIRST_PAUSE_S: Final = 0.1
+LAST_PAUSE_S: Final = 2.0
+"""Between two dials, as a node's session has it."""
+PASSING: Final = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
+)
+"""Why another dial may go better: a hub, or a machine, that is too busy."""
 
 
 def name_of(number: int) -> str:
@@ -70,13 +80,20 @@ class Crowd:
 
 
 class Member:
-    """A node with one worker group. Its workers start and end at once."""
+    """A node with one worker group. Its workers start and end at once.
+
+    As a real one it outlives streams: it dials again, tells what it has, and repeats what was not answered.
+    """
 
     def __init__(self, number: int, hub: str, run_id: str, incarnation: int, crowd: Crowd) -> None:
         self._hub = hub
         self._crowd = crowd
         self._port = 20_000 + number
-        self._round = 0
+        self._state = pb.MemberState(role=ROLE, local_world_size=8, condition=pb.MEMBER_CONDITION_JOINING)
+        self._report = pb.JoinRequest(
+            ready=pb.MemberReady(role=ROLE, local_world_size=8, master_port=self._port)
+        )
+        """Said and not answered."""
         self._beats = 0
         self._finished = False
         self._speaking = asyncio.Lock()
@@ -89,78 +106,96 @@ class Member:
             session_epoch=1,
             address=f"127.0.0.1:{self._port}",
             node_name=name_of(number),
+            reattach_window=duration_pb2.Duration(seconds=REATTACH_S),
         )
 
     async def live(self) -> None:
-        """From the first dial to the end of the run. A hub that is too busy to answer is dialled again."""
-        while True:
-            problem: object = "its hub ended the stream"
+        """From the first dial to the end of the run."""
+        pause = FIRST_PAUSE_S
+        while not self._finished:
             try:
                 await self._one_stream()
             except grpc.aio.AioRpcError as error:
-                problem = error
-            if self._finished:
-                return
-            if self._round or self._hello.session_epoch > MOST_DIALS:
-                raise RuntimeError(f"{self._hello.node_id}, in round {self._round}: {problem}")
-            self._crowd.redialled += 1
-            self._hello.session_epoch += 1
-            await asyncio.sleep(random.uniform(0.05, 0.1) * 2**self._hello.session_epoch)
+                if error.code() not in PASSING:
+                    raise
+            if not self._finished:
+                self._crowd.redialled += 1
+                self._hello.session_epoch += 1
+                # Many lose one hub together, and shall not come back together.
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, LAST_PAUSE_S)
 
     async def _one_stream(self) -> None:
+        beating: asyncio.Task[None] | None = None
         async with insecure_channel(self._hub) as channel:
             # The generated stubs are typed for synchronous channels.
             stub: Any = RendezvousServiceStub(cast("grpc.Channel", channel))
             self._call = stub.Join()
-            beating: asyncio.Task[None] | None = None
+            del self._hello.members[:]
+            if self._state.round:
+                self._hello.members.append(self._state)
             try:
-                await self._say(hello=self._hello)
+                await self._write(pb.JoinRequest(hello=self._hello))
                 while (word := await self._call.read()) is not grpc.aio.EOF:
-                    if word.HasField("welcome"):
-                        await self._say(
-                            ready=pb.MemberReady(role=ROLE, local_world_size=8, master_port=self._port)
-                        )
+                    kind = word.WhichOneof("message")
+                    if kind == "welcome":
+                        await self._write(self._report)
                         interval = word.welcome.heartbeat.ToNanoseconds() / 1e9
                         beating = asyncio.ensure_future(self._beat(interval))
-                    elif word.HasField("finished"):
-                        # The stream ends: a beat that crosses the end would break it.
+                    elif kind == "finished":
                         self._finished = True
                         self._crowd.note("finished")
                         return
                     else:
-                        await self._hear(word)
+                        await self._hear(kind, word)
             finally:
+                self._call = None
                 if beating is not None:
                     beating.cancel()
 
     async def fail(self) -> None:
         """A worker of the round fails."""
         failure = pb.AgedFailure(failure=run_pb2.Failure(pid=1, exit_code=1))
-        await self._say(failed=pb.MemberFailed(role=ROLE, round=self._round, failures=[failure]))
+        failed = pb.MemberFailed(role=ROLE, round=self._state.round, failures=[failure])
+        await self._tell(pb.JoinRequest(failed=failed))
 
     async def succeed(self) -> None:
         """All workers of the round end well."""
-        await self._say(done=pb.MemberDone(role=ROLE, round=self._round))
+        self._state.condition = pb.MEMBER_CONDITION_DONE
+        await self._tell(pb.JoinRequest(done=pb.MemberDone(role=ROLE, round=self._state.round)))
 
-    async def _hear(self, word: pb.JoinResponse) -> None:
-        match word.WhichOneof("message"):
-            case "assignment":
-                self._round = word.assignment.round
-                self._crowd.note(f"in round {self._round}")
-            case "stop_round":
-                self._crowd.note(f"told to stop {self._round}")
-                gone = pb.RoundGone(role=ROLE, round=self._round, master_port=self._port)
-                await self._say(gone=gone)
+    async def _hear(self, kind: str, word: pb.JoinResponse) -> None:
+        if kind == "assignment":
+            if word.assignment.round > self._state.round:
+                self._crowd.note(f"in round {word.assignment.round}")
+            self._state.round = word.assignment.round
+            self._state.condition = pb.MEMBER_CONDITION_RUNNING
+            self._report = pb.JoinRequest()
+        elif kind == "stop_round":
+            if self._state.condition != pb.MEMBER_CONDITION_JOINING:
+                self._crowd.note(f"told to stop {self._state.round}")
+            self._state.condition = pb.MEMBER_CONDITION_JOINING
+            gone = pb.RoundGone(role=ROLE, round=self._state.round, master_port=self._port)
+            await self._tell(pb.JoinRequest(gone=gone))
 
     async def _beat(self, interval: float) -> None:
+        pause = interval * random.uniform(0.5, 1.0)
         while True:
-            await asyncio.sleep(interval)
+            await asyncio.sleep(pause)
+            pause = interval
             self._beats += 1
-            await self._say(heartbeat=pb.SessionHeartbeat(sequence=self._beats))
+            await self._write(pb.JoinRequest(heartbeat=pb.SessionHeartbeat(sequence=self._beats)))
 
-    async def _say(self, **message: Any) -> None:
+    async def _tell(self, report: pb.JoinRequest) -> None:
+        self._report = report
+        await self._write(report)
+
+    async def _write(self, request: pb.JoinRequest) -> None:
+        """Say it, if anybody hears: a stream that is over says why to whoever reads it."""
         async with self._speaking:
-            await self._call.write(pb.JoinRequest(**message))
+            if self._call is not None and request.WhichOneof("message"):
+                with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    await self._call.write(request)
 
 
 class Steps:

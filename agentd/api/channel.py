@@ -18,6 +18,8 @@ _PENDING_S: Final = 600
 
 _KEEPALIVE_MS: Final = 10_000
 
+_ATTEMPT: Final = "grpc.min_reconnect_backoff_ms"
+
 Options = tuple[tuple[str, int | str], ...]
 
 CLIENT_OPTIONS: Final[Options] = (
@@ -30,7 +32,7 @@ CLIENT_OPTIONS: Final[Options] = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     # Not a pause: how long one attempt may take. A lost SYN comes again after 1 s, and so may the answer of a
     # server that a thousand peers dial at once, or that is far away.
-    ("grpc.min_reconnect_backoff_ms", 3_000),
+    (_ATTEMPT, 3_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
     # http_proxy would hijack even calls to localhost.
     ("grpc.enable_http_proxy", 0),
@@ -43,7 +45,10 @@ _NO_BANDWIDTH_PROBE: Final = ("grpc.http2.bdp_probe", 0)
 want them: a fourth of all that a stream with four small messages costs both its sides."""
 
 HUB_OPTIONS: Final[Options] = (
-    *CLIENT_OPTIONS,
+    *(option for option in CLIENT_OPTIONS if option[0] != _ATTEMPT),
+    # Whoever dials has a patience of its own. A hub that thousands dial at once answers each of them late,
+    # and would have to answer all again that gave up.
+    (_ATTEMPT, 10_000),
     # Channels of a process share connections, and with them how long is waited before the next try: a hub
     # that was away for some seconds would be dialled again up to 5 s after it is back, by new channels too.
     ("grpc.use_local_subchannel_pool", 1),
