@@ -296,11 +296,22 @@ class _Storm:
 
     async def _history(self, run_id: str) -> Sequence[Event]:
         told = [
-            await place.client.list_events(run_id)
+            await self._told_by(place, run_id)
             for place in self._world.places.values()
             if run_id in self._book.by_node[place.name]
         ]
         return [event for events in told for event in events]
+
+    async def _told_by(self, place: Place, run_id: str) -> Sequence[Event]:
+        """In the calm; a busy machine's answer may be late, and is asked for again."""
+        ends = time.monotonic() + CALM_S
+        while True:
+            try:
+                return await place.client.list_events(run_id)
+            except AgentError:
+                if time.monotonic() > ends:
+                    raise
+            await asyncio.sleep(LOOK_S)
 
 
 class _Bystanders:
