@@ -20,7 +20,9 @@ IMPORT_LIMIT_S = 120.0
 FORK_LIMIT_S = 10.0
 """How long blanks may take to be there."""
 MOST_FAILURES = 3
-"""Zygotes in a row that ended before they were ready; then none is tried any more."""
+"""Zygotes in a row that ended before they were of use; then none is tried any more."""
+LASTED_S = 60.0
+"""One that was ready for so long was of use, also if no worker was wanted."""
 PAUSE_S = 1.0
 """Between two starts at least, more after each failure."""
 REAP_PAUSE_S = 0.02
@@ -30,10 +32,18 @@ END_LIMIT_S = 5.0
 class Keeper:
     """Of one group's workers. All waiting is in the owner's waiter."""
 
-    def __init__(self, waiter: Waiter, recipe: Recipe, *, import_limit_s: float = IMPORT_LIMIT_S) -> None:
+    def __init__(
+        self,
+        waiter: Waiter,
+        recipe: Recipe,
+        *,
+        import_limit_s: float = IMPORT_LIMIT_S,
+        fork_limit_s: float = FORK_LIMIT_S,
+    ) -> None:
         self._waiter = waiter
         self._recipe = recipe
         self._limit_s = import_limit_s
+        self._fork_limit_s = fork_limit_s
         self._adoption = Adoption()
         self._zygote: Zygote | None = None
         self._former: list[Zygote] = []
@@ -46,8 +56,9 @@ class Keeper:
         self._wanted = 0
         self._open = False
         self._given_up = False
-        self.problem = ""
-        """Why not all of the last workers could be forked; empty: they could."""
+        self._taken: tuple[Blank, ...] = ()
+        """What the last workers were to be forked from."""
+        self._problem = ""
         self._last_words = ""
 
     def start(self) -> None:
@@ -72,13 +83,26 @@ class Keeper:
         blanks: list[Blank] = []
         if zygote is not None:
             zygote.fork(count - zygote.waiting())
-            limit = self._waiter.now() + FORK_LIMIT_S
-            self._waiter.wait_until(lambda: zygote.settled or zygote.over, limit)
-            blanks = zygote.take(count)
+            limit = self._waiter.now() + self._fork_limit_s
+            settled = self._waiter.wait_until(lambda: zygote.settled or zygote.over, limit)
+            if settled:
+                blanks = zygote.take(count)
+                self._failures = 0 if blanks else self._failures
+            else:
+                # It is stopped, or a fork of it is: the next round must not wait for it again.
+                zygote.kill(f"it did not fork within {self._fork_limit_s:g} s")
         self._given = [blank for blank in self._given if not blank.reaped()] + blanks
-        self._wanted = 0
-        self.problem = "" if len(blanks) == count else self._why(zygote, f"{len(blanks)} of {count}")
+        self._wanted, self._taken = 0, tuple(blanks)
+        self._problem = "" if len(blanks) == count else self._why(zygote, f"{len(blanks)} of {count}")
         return blanks
+
+    @property
+    def problem(self) -> str:
+        """Why not all of the last workers could be forked; empty: they could."""
+        lost = sum(blank.lost for blank in self._taken)
+        return self._problem or (
+            f"{lost} of {len(self._taken)} forks ended before they began" if lost else ""
+        )
 
     def spares(self, stat: ProcessStat) -> bool:
         """Whether a process is a zygote, a blank, or on its way to be one: nothing that workers left."""
@@ -164,7 +188,6 @@ class Keeper:
             self._former.append(zygote)
             self._failed(zygote, now)
         elif zygote.ready:
-            self._failures = 0
             if self._took_s is None:
                 self._took_s = zygote.ready_at - zygote.started_at
             wanted, self._wanted = self._wanted, 0
@@ -182,8 +205,12 @@ class Keeper:
         self._last_words = f"the zygote is gone: {zygote.problem}"
         if zygote.refused:
             self._last_words = zygote.problem
-        if zygote.refused or not zygote.ready_at:
-            self._give_up_later(now, for_good=zygote.refused)
+        if zygote.ready_at and now - zygote.ready_at > LASTED_S:
+            self._failures = 0
+        at_once = bool(zygote.ready_at) and not self._failures
+        self._give_up_later(now, for_good=zygote.refused)
+        if at_once:
+            self._next_try = zygote.started_at + PAUSE_S
 
     def _give_up_later(self, now: float, *, for_good: bool) -> None:
         self._failures += 1

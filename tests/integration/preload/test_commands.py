@@ -124,6 +124,25 @@ def test_what_an_import_does_to_the_environment_is_there_as_after_an_import(tmp_
     assert commands.forked(PYTHON, "script.py", RANK="7") == commands.execed(PYTHON, "script.py", RANK="7")
 
 
+def test_what_an_import_does_to_its_process_is_there_as_after_an_import(tmp_path: Path) -> None:
+    (tmp_path / "setting.py").write_text(
+        "import faulthandler, os, signal, sys\n"
+        "os.chdir('/'); os.umask(0o27); sys.setrecursionlimit(1234); signal.signal(signal.SIGTERM, print)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGURG])\n"
+        # An end of a process with this waits for a thread, which a fork has not.
+        "faulthandler.dump_traceback_later(60)\n"
+    )
+    (tmp_path / "script.py").write_text(
+        "import setting, os, signal, sys\n"
+        "print(os.getcwd(), os.umask(0), sys.getrecursionlimit(), signal.getsignal(signal.SIGTERM))\n"
+        "print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))\n"
+    )
+    commands = Commands(tmp_path, ("setting",))
+    outcome = commands.forked(PYTHON, str(tmp_path / "script.py"))
+    assert outcome == commands.execed(PYTHON, str(tmp_path / "script.py"))
+    assert outcome.stdout.startswith("/ ")
+
+
 def test_a_worker_whose_directory_is_gone_is_refused_as_when_it_is_execed(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("")
     commands = Commands(tmp_path, ("json",))

@@ -58,6 +58,19 @@ def ones(*_):
     if os.getpid() != own: raise OSError('forked')
 sys.modules['torch'] = types.SimpleNamespace(ones=ones)
 """
+FORKS = """
+import os
+os.fork()
+"""
+CANNOT_FORK_LATER = """
+import os
+calls, fork = [], os.fork
+def few():
+    calls.append(1)
+    if len(calls) > 1: raise BlockingIOError(11, 'Resource temporarily unavailable')
+    return fork()
+os.fork = few
+"""
 HANGS_FORKED = FAILS_FORKED.replace("raise OSError('forked')", "__import__('time').sleep(99)")
 
 
@@ -71,6 +84,7 @@ HANGS_FORKED = FAILS_FORKED.replace("raise OSError('forked')", "__import__('time
         (INITIALIZES, "the imports initialized torch.cuda, which no fork can use"),
         (FAILS_FORKED, "a trial fork failed at a matrix product"),
         ("import os; os._exit(0)", "it ended with exit code 0"),
+        (CANNOT_FORK_LATER, "only 0 of 1 workers could be forked: it cannot fork: [Errno 11] Resource"),
     ],
 )
 def test_what_cannot_be_forked_is_named_and_no_worker_is_had(
@@ -164,6 +178,52 @@ def test_a_killed_zygote_takes_no_worker_with_it_and_another_one_follows(
             keeper.close()
 
 
+def test_a_zygote_that_does_not_fork_in_time_is_waited_for_once(commands: Commands, waiter: Waiter) -> None:
+    keeper = keeper_of(commands, waiter, fork_limit_s=0.3)
+    keeper.start()
+    keeper.stock(1)
+    try:
+        assert waiter.wait_until(lambda: len(keeper.pids()) == 2, waiter.now() + 20)
+        (zygote,) = keeper.sessions()
+        os.kill(zygote.pid, signal.SIGSTOP)
+        assert keeper.take(2) == []
+        assert keeper.problem == "only 0 of 2 workers could be forked: it did not fork within 0.3 s"
+        assert waiter.wait_until(lambda: zygote not in keeper.sessions(), waiter.now() + 20)
+        assert waiter.wait_until(lambda: bool(keeper.sessions()), waiter.now() + 20)
+    finally:
+        keeper.close()
+
+
+def test_a_zygote_that_dies_again_and_again_without_use_is_given_up(
+    commands: Commands, waiter: Waiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentd.procs.zygote.keeper.PAUSE_S", 0.01)
+    # A timer, of which nobody but the zygote's host could tell that it goes off.
+    dies = "import signal\nsignal.setitimer(signal.ITIMER_REAL, 0.5)\nopen('started', 'a').write('x')\n"
+    keeper = keeper_of(commands, waiter, dies)
+    try:
+        keeper.start()
+        started = commands.folder / "started"
+        waiter.wait_until(lambda: started.exists() and len(started.read_text()) == 3, waiter.now() + 20)
+        waiter.wait_until(lambda: not keeper.sessions(), waiter.now() + 20)
+        assert keeper.take(1) == []
+        assert keeper.problem == "the zygote is gone: it ended with SIGALRM"
+        assert started.read_text() == "xxx"
+    finally:
+        keeper.close()
+
+
+def test_a_module_that_forks_is_named(commands: Commands, waiter: Waiter) -> None:
+    keeper = keeper_of(commands, waiter, FORKS)
+    try:
+        keeper.start()
+        waiter.wait_until(lambda: not keeper.sessions(), waiter.now() + 20)
+        assert keeper.take(1) == []
+        assert keeper.problem == "import preloaded forked, and the fork went on as if it were the zygote"
+    finally:
+        keeper.close()
+
+
 def test_a_parked_blank_that_was_killed_is_no_worker(commands: Commands, waiter: Waiter) -> None:
     keeper = keeper_of(commands, waiter)
     try:
@@ -173,6 +233,7 @@ def test_a_parked_blank_that_was_killed_is_no_worker(commands: Commands, waiter:
         with Streams() as streams:
             with pytest.raises(BlankLost):
                 begin(blank, commands.order(ARGV, streams))
+            assert keeper.problem == "1 of 2 forks ended before they began"
             child = begin(other, commands.order(ARGV, streams))
             assert waited_for(waiter, child).summary == "exit code 3"
     finally:

@@ -1,4 +1,4 @@
-# ruff: noqa: SIM105
+# ruff: noqa: PTH109, SIM105
 """What zygotes and workers ask of the system."""
 
 from __future__ import annotations
@@ -58,6 +58,14 @@ def flush() -> None:
 def close(fds: Iterable[int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+def cwd() -> str:
+    """Empty if it is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
 
 
 def read(path: str) -> bytes:

@@ -38,7 +38,7 @@ def become_worker(zygote: Zygote, fd: int) -> None:
     if order["cpus"] is not None:
         os.sched_setaffinity(0, order["cpus"])
     try:
-        if order["cwd"] is not None:
+        if order["cwd"] is not None and not zygote.moved:
             os.chdir(order["cwd"])
     except OSError as error:
         link.send(errno=error.errno)

@@ -7,7 +7,7 @@ import sys
 
 from agentd_zygote.judge import trial, unsafe
 from agentd_zygote.link import Link
-from agentd_zygote.system import PR_SET_NAME, PR_SET_PDEATHSIG, close, flush, fork, prctl, read, reap
+from agentd_zygote.system import PR_SET_NAME, PR_SET_PDEATHSIG, close, cwd, flush, fork, prctl, read, reap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ class Zygote:
         self.link = link
         self.lifeline = lifeline
         self.order = order
+        self.pid = os.getpid()
+        self.cwd = cwd()
+        self.moved = False
+        """Whether the imports changed the directory: workers stay there."""
         self.comm = read("/proc/self/comm").rstrip(b"\n")
         self.mask: set[int] = set()
         """Of signals that were blocked when workers were forked."""
@@ -42,6 +46,10 @@ class Zygote:
         now = dict(os.environ)
         names = [name for name in {**self.env, **now} if self.env.get(name) != now.get(name)]
         self.changed = {name: now.get(name) for name in names}
+        self.moved = cwd() != self.cwd
+        if "faulthandler" in sys.modules:
+            # A fork would wait for its thread, which no fork has, when it ends.
+            sys.modules["faulthandler"].cancel_dump_traceback_later()
         if not problem:
             import gc
 
@@ -77,6 +85,8 @@ class Zygote:
 
                     traceback.print_exc()
                     return f"import {name}: {type(error).__name__}: {error}"
+                if os.getpid() != self.pid:
+                    return f"import {name} forked, and the fork went on as if it were the zygote"
         finally:
             if folder in sys.path:
                 sys.path.remove(folder)
@@ -104,7 +114,13 @@ class Zygote:
 
         flush()
         self.mask = set(signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG}))
-        between = fork()
+        try:
+            between = fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+            self.link.send(op="refused", problem=f"it cannot fork: {error}")
+            close(fds)
+            return -1
         if between:
             signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
             close(fds)
