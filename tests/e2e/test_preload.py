@@ -153,6 +153,23 @@ def test_a_killed_host_leaves_no_zygote_no_blank_and_no_worker(run: Run, flags: 
     assert run.end()["phase"] == "PHASE_SUCCEEDED"
 
 
+def test_the_next_agentd_adopts_zygote_blanks_and_workers(run: Run) -> None:
+    run.start("--standby")
+    before, host = run.round(1), run.host()
+    wait_until(lambda: len(run.zygotes()) == 3, PATIENCE_S, what="a zygote and two blanks")
+    family = set(run.zygotes())
+    run.nodes["a"].kill()
+    run.nodes.again("a")
+    run.until(lambda status: status["phase"] == "PHASE_RUNNING")
+    assert set(run.zygotes()) == family
+    os.kill(before[0]["pid"], signal.SIGKILL)
+    after = run.round(2)
+    assert {worker["parent"] for worker in after} == {host}
+    assert {worker["pid"] for worker in after} < family
+    assert run.end()["phase"] == "PHASE_SUCCEEDED"
+    wait_until(lambda: all(map(is_gone, family)), PATIENCE_S)
+
+
 def test_a_stopped_run_leaves_nothing(run: Run) -> None:
     run.start("--standby")
     run.round(1)
