@@ -30,7 +30,7 @@ class HubWord:
     @property
     def run(self) -> RunStatus:
         """The whole run by its newest word."""
-        return replace(self._run, hub_unreachable_since=self._lost_at)
+        return replace(self._run, hub_unreachable_since=self._lost_at) if self._lost_at else self._run
 
     @property
     def is_last(self) -> bool:

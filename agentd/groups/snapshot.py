@@ -108,4 +108,6 @@ def _with_own(nodes: tuple[NodeStatus, ...], own: NodeStatus) -> tuple[NodeStatu
 
 
 def _merged(told: NodeStatus, own: NodeStatus) -> NodeStatus:
+    if own.address and own.name:
+        return own
     return replace(own, address=own.address or told.address, name=own.name or told.name)
