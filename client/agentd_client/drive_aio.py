@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Final, TypeVar
 
 import grpc
 import grpc.aio
@@ -21,6 +21,11 @@ T = TypeVar("T")
 
 READ_AHEAD = 16
 """Messages of one stream that wait for the plan; beyond them the stream waits."""
+AT_ONCE: Final = 64
+"""Calls that one plan begins together: a thousand new connections would each be answered late, and some be
+given up for that."""
+SLOW_S: Final = 0.05
+"""How long a call keeps others from beginning: nodes that are away cost the rest no more than that."""
 
 
 class Finished:
@@ -96,7 +101,7 @@ class _Session:
     async def perform(self, effect: p.Effect) -> Any:
         match effect:
             case p.CallAll(calls):
-                return list(await asyncio.gather(*(self._unary(call) for call in calls)))
+                return await self._call_all(calls)
             case p.Receive(timeout_s):
                 return await self._receive(timeout_s)
             case p.Open(key, call):
@@ -112,6 +117,25 @@ class _Session:
     async def close(self) -> None:
         for key in list(self._pumps):
             await self._drop(key)
+
+    async def _call_all(self, calls: Sequence[p.Call[Any]]) -> list[Message | AgentError]:
+        """Make all calls at once; of many, each as soon as one before it has been answered or is slow."""
+        if len(calls) <= AT_ONCE:
+            return list(await asyncio.gather(*map(self._unary, calls)))
+        room, loop = asyncio.Semaphore(AT_ONCE), asyncio.get_running_loop()
+
+        async def make(call: p.Call[Any]) -> Message | AgentError:
+            await room.acquire()
+            slow = loop.call_later(SLOW_S, room.release)
+            try:
+                return await self._unary(call)
+            finally:
+                # A timer that has fired has made room already.
+                if loop.time() < slow.when():
+                    slow.cancel()
+                    room.release()
+
+        return list(await asyncio.gather(*map(make, calls)))
 
     async def _unary(self, call: p.Call[Any]) -> Message | AgentError:
         try:

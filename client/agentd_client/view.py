@@ -83,21 +83,34 @@ def _first_group_rank(node: NodeStatus) -> float:
 def _join(known: NodeStatus, other: NodeStatus, *, from_hub: bool) -> NodeStatus:
     """Two views of one node: workers from the one that sees them, the link from the hub if it tells."""
     detail = other if _detail(other) > _detail(known) else known
+    address, name = known.address or other.address, known.name or other.name
+    detached = known.detached if from_hub else detail.detached
+    reason = detail.reason or known.reason
+    conditions = {**known.conditions, **other.conditions}
+    if (address, name, detached, reason, conditions) == (
+        detail.address,
+        detail.name,
+        detail.detached,
+        detail.reason,
+        detail.conditions,
+    ):
+        # So it is of nearly all nodes of a large run, and a copy is what merging costs.
+        return detail
     return replace(
-        detail,
-        address=known.address or other.address,
-        name=known.name or other.name,
-        detached=known.detached if from_hub else detail.detached,
-        reason=detail.reason or known.reason,
-        conditions={**known.conditions, **other.conditions},
+        detail, address=address, name=name, detached=detached, reason=reason, conditions=conditions
     )
 
 
 def _detail(node: NodeStatus) -> tuple[int, int, int]:
     """How much is known of a node's workers; the hub knows their places only."""
-    workers = [worker for group in node.groups for worker in group.workers]
-    newest_round = max((group.round for group in node.groups), default=0)
-    return (sum(1 for worker in workers if worker.pid), newest_round, len(workers))
+    alive = newest_round = workers = 0
+    for group in node.groups:
+        newest_round = max(newest_round, group.round)
+        workers += len(group.workers)
+        for worker in group.workers:
+            if worker.pid:
+                alive += 1
+    return alive, newest_round, workers
 
 
 def _first_silence(told: Sequence[RunStatus]) -> float:
