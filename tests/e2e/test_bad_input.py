@@ -190,7 +190,7 @@ def test_a_client_that_vanishes_in_mid_stream(node: Node, script: Path) -> None:
         stream = AgentServiceStub(channel).Watch(service.WatchRequest(run_id="vanish"), timeout=60)
         next(iter(stream))
         channel.close()
-    wait_until(lambda: count_descriptors(node.pid) <= before + 2, 30)
+    wait_until(lambda: count_descriptors(node.pid) <= before + 2, 60)
 
 
 def test_two_hundred_idle_watchers_do_not_hold_up_status(node: Node) -> None:

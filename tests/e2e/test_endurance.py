@@ -58,7 +58,7 @@ def test_runs_in_a_row_and_twenty_at_once_leave_nothing(tmp_path: Path, in_a_row
     with agentd(tmp_path, "a") as node:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda i: one_run(node, script, f"warm-{i}"), range(WARM_UP)))
-        wait_until(lambda: is_at_rest(node.pid), 30)
+        wait_until(lambda: is_at_rest(node.pid), 60)
         fds, memory = count_descriptors(node.pid), psutil.Process(node.pid).memory_info().rss
         with Fleet([node.target]) as client, ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda i: one_program(client, script, f"row-{i}"), range(in_a_row)))

@@ -88,11 +88,11 @@ def test_a_go_client_checks_every_name_by_reflection(tmp_path: Path) -> None:
         assert (
             agentctl("run", "--detach", "--nodes", node.target, "--run-id", "r", str(script)).returncode == 0
         )
-        wait_until(lambda: check(node, "agentd.run/r") == "SERVING", 30)
+        wait_until(lambda: check(node, "agentd.run/r") == "SERVING", 60)
         assert check(node, "agentd.run/r/default") == "SERVING"
         assert check(node, "agentd.run/r/nobody") == "not_found"
         assert agentctl("stop", "r", "--nodes", node.target).returncode == 0
-        wait_until(lambda: check(node, "agentd.run/r") in ("NOT_SERVING", "not_found"), 30)
+        wait_until(lambda: check(node, "agentd.run/r") in ("NOT_SERVING", "not_found"), 60)
 
 
 def test_a_client_with_the_newest_protocol_lists_all_names(tmp_path: Path, health_proto: Path) -> None:
@@ -121,21 +121,21 @@ def test_a_javascript_watcher_sees_the_drain_before_the_end(tmp_path: Path, heal
     with agentd(tmp_path) as node, seen.open("wb") as output:
         run = ["run", "--detach", "--nodes", node.target, "--stop-grace", "60", str(script), str(up)]
         assert agentctl(*run).returncode == 0
-        wait_until(up.exists, 30)
+        wait_until(up.exists, 60)
         watching = subprocess.Popen(
             ["node", watcher, health_proto, node.target, ""],
             stdout=output,
             env={**os.environ, "NODE_PATH": str(NODE_HOME / "node_modules")},
         )
         try:
-            wait_until(lambda: seen.read_text() == "SERVING\n", 30)
+            wait_until(lambda: seen.read_text() == "SERVING\n", 60)
             node.process.terminate()
             # The worker still has its grace: the daemon answers, and says that it must not be used.
-            wait_until(lambda: seen.read_text().startswith("SERVING\nNOT_SERVING\n"), 30)
+            wait_until(lambda: seen.read_text().startswith("SERVING\nNOT_SERVING\n"), 60)
             assert node.process.poll() is None
             Path(f"{up}.end").touch()
             assert node.process.wait(60) == 0
-            wait_until(lambda: "end" in seen.read_text(), 30)
+            wait_until(lambda: "end" in seen.read_text(), 60)
         finally:
             watching.kill()
             watching.wait()

@@ -50,7 +50,7 @@ def test_a_run_with_a_failure_and_a_restart_is_told_with_ranks_pids_and_reasons(
     script = write_script(tmp_path / "s.py", *FAILS_ONCE)
     with agentd(tmp_path) as node:
         assert run(node.target, "job", script, "--nproc-per-node", "2", "--max-restarts", "1") == 0
-        wait_until(lambda: "run_ended" in kinds(told(node.target, "job")), 20)
+        wait_until(lambda: "run_ended" in kinds(told(node.target, "job")), 60)
         events = told(node.target, "job")
         text = agentctl("events", "job", "--nodes", node.target).stdout
     assert is_in_order(
@@ -76,7 +76,7 @@ def test_history_outlives_a_killed_agentd_and_tells_of_its_death(tmp_path: Path)
     script = write_script(tmp_path / "s.py", "pass")
     with agentd(tmp_path) as node:
         assert run(node.target, "first", script) == 0
-        wait_until(lambda: "run_ended" in kinds(told(node.target, "first")), 20)
+        wait_until(lambda: "run_ended" in kinds(told(node.target, "first")), 60)
         before = told(node.target, "first")
         node.kill()
     with agentd(tmp_path) as node:
@@ -99,13 +99,13 @@ def test_a_stop_is_told_with_who_asked_for_it_and_why(tmp_path: Path) -> None:
     with fleet(tmp_path, "a", "b") as nodes:
         started = agentctl("run", "-d", "--nodes", nodes.targets(), "--run-id", "r", str(script))
         assert started.returncode == 0, started.stderr
-        wait_until(lambda: len(nodes.workers("r")) == 2, 30)
+        wait_until(lambda: len(nodes.workers("r")) == 2, 60)
         stopped = agentctl(
             "stop", "r", "--nodes", nodes.targets("a"), "--wait", "--grace", "2", "--reason", "night is over"
         )
         assert stopped.returncode == 0, stopped.stderr
         # One node that knows the run leads to all of them.
-        wait_until(lambda: kinds(told(nodes.targets("a"), "r")).count("run_ended") == 2, 20)
+        wait_until(lambda: kinds(told(nodes.targets("a"), "r")).count("run_ended") == 2, 60)
         events = told(nodes.targets("a"), "r")
         of_b = told(nodes.targets(), "r", "--node", "b")
     asked = [event for event in events if event["kind"] == "stop_asked"]
@@ -127,7 +127,7 @@ def test_a_followed_history_ends_with_the_run(tmp_path: Path) -> None:
         agentctl("run", "-d", "--nodes", node.target, "--run-id", "r", str(script), str(end))
         follow = ["events", "r", "--nodes", node.target, "-f", "-o", "jsonl"]
         with Controller(*follow, root=tmp_path) as following:
-            wait_until(lambda: '"workers_started"' in following.out, 30)
+            wait_until(lambda: '"workers_started"' in following.out, 60)
             end.touch()
             assert following.wait() == 0, following.err
             found = [json.loads(line) for line in following.out.splitlines()]
@@ -182,7 +182,7 @@ def test_an_old_run_is_gone_with_its_logs_after_the_next_start(tmp_path: Path) -
     with contextlib.closing(sqlite3.connect(journal)) as db, db:
         db.execute("UPDATE runs SET ended_at = ended_at - 7200 WHERE run_id = 'old'")
     with agentd(tmp_path, "a", "--retention-age", "1h") as node:
-        wait_until(lambda: not (node.state_dir / "runs" / "old").exists(), 20)
+        wait_until(lambda: not (node.state_dir / "runs" / "old").exists(), 60)
         wait_until(
             lambda: agentctl("events", "old", "--nodes", node.target).returncode == ExitCode.NOT_FOUND, 20
         )
@@ -199,13 +199,13 @@ def test_a_run_that_outlived_its_agentd_is_told_whole_and_nothing_twice(tmp_path
     with fleet(tmp_path, "a") as nodes:
         start = ["run", "-d", "--nodes", nodes.targets(), "--run-id", "r", "--nproc-per-node", "2"]
         assert agentctl(*start, str(script), str(end)).returncode == 0
-        wait_until(lambda: "workers_started" in kinds(told(nodes.targets(), "r")), 30)
+        wait_until(lambda: "workers_started" in kinds(told(nodes.targets(), "r")), 60)
         before = told(nodes.targets(), "r")
         nodes["a"].kill()
         nodes.again("a")
-        wait_until(lambda: "host_met" in kinds(told(nodes.targets(), "r")), 30)
+        wait_until(lambda: "host_met" in kinds(told(nodes.targets(), "r")), 60)
         end.touch()
-        wait_until(lambda: "run_ended" in kinds(told(nodes.targets(), "r")), 30)
+        wait_until(lambda: "run_ended" in kinds(told(nodes.targets(), "r")), 60)
         events = told(nodes.targets(), "r")
     assert events[: len(before)] == before
     later = kinds(events[len(before) :])

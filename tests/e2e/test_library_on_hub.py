@@ -114,7 +114,7 @@ def test_a_hub_that_was_frozen_longer_than_a_lease_restarts_nobody(agents: Crowd
         time.sleep(4.0)  # how long it is frozen: by then both have given its streams up
     finally:
         os.kill(hub.pid, signal.SIGCONT)
-    wait_until(lambda: _all_attached(hub), 30)
+    wait_until(lambda: _all_attached(hub), 60)
     assert agents.workers() == list(both)
     agents.end()
     assert states(agents) == {"a": "SUCCEEDED", "b": "SUCCEEDED"}
@@ -127,7 +127,7 @@ def test_below_the_minimum_workers_stop_and_a_new_agent_brings_them_back(agents:
         agents.start(name, options=NEVER_BY_LEASE)
     both = agents.wait_for("a", "b")
     agents.agents["b"].process.kill()
-    wait_until(lambda: status(hub)["phase"] == "PHASE_RENDEZVOUS", 30)
+    wait_until(lambda: status(hub)["phase"] == "PHASE_RENDEZVOUS", 60)
     assert not agents.workers()
     agents.start("c", options=NEVER_BY_LEASE)
     agents.wait_for("a", "c", without=both)
@@ -175,7 +175,7 @@ def test_workers_outlive_the_agentd_of_their_hub(tmp_path: Path, how: str) -> No
         before = agents.wait_for("a", "b", restart_count=1, without=first)
         former.kill() if how == "killed" else former.stop()
         with agentd(tmp_path, "hub", listen=former.target) as hub:
-            wait_until(lambda: _all_attached(hub), 30)
+            wait_until(lambda: _all_attached(hub), 60)
             assert tuple(agents.workers()) == before, "nothing restarts because a hub did"
             shown = status(hub)
             assert (shown["restart_count"], shown["round"]) == (1, 2)
@@ -206,7 +206,7 @@ def test_an_agent_that_gets_sigterm_leaves_and_the_other_goes_on(agents: Crowd, 
 
 def test_an_agent_with_other_parameters_is_refused_by_name(agents: Crowd) -> None:
     agents.start("a", options=PAIR)
-    wait_until(lambda: "a" in agents.agents and _is_open(agents), 30)
+    wait_until(lambda: "a" in agents.agents and _is_open(agents), 60)
     refused = agents.start("b", max_nodes=3, max_restarts=1, options=PAIR).answer()
     assert refused["error"] == "RendezvousStateError"
     assert "max_restarts" in refused["text"]

@@ -30,9 +30,9 @@ def test_every_line_is_shown_once_though_agentd_is_killed_in_between(tmp_path: P
         target = node.target
         command = ("run", "--nodes", target, "--run-id", "lines", str(script), str(end))
         run = stack.enter_context(Controller(*command, root=tmp_path))
-        wait_until(lambda: "line 1 9\n" in run.out, 30)
+        wait_until(lambda: "line 1 9\n" in run.out, 60)
         follower = stack.enter_context(Controller("logs", "lines", "-f", "--nodes", target, root=tmp_path))
-        wait_until(lambda: "line 1 9\n" in follower.out, 30)
+        wait_until(lambda: "line 1 9\n" in follower.out, 60)
         node.kill()
         seen = int(follower.out.splitlines()[-2].rpartition(" ")[2])
         node = stack.enter_context(agentd(tmp_path, listen=target))

@@ -43,23 +43,23 @@ def test_a_run_grows_shrinks_and_ends_well(tmp_path: Path) -> None:
     with fleet(tmp_path, "a", "b", "c", "d", "e") as nodes:
         command = ["run", "--nodes", nodes.targets("a", "b"), "--nnodes", "2:4", "--run-id", "elastic"]
         with Controller(*command, *SHORT_LEASE, str(script), str(end), root=tmp_path) as run:
-            wait_until(lambda: running(nodes, "elastic", "a", "b", at="a"), 30)
+            wait_until(lambda: running(nodes, "elastic", "a", "b", at="a"), 60)
 
             for name, expected in (("c", "abc"), ("d", "abcd")):
                 joined = agentctl(
                     "join", "elastic", "--nodes", nodes[name].target, "--via", nodes["a"].target
                 )
                 assert joined.returncode == 0, joined.stderr
-                wait_until(lambda expected=expected: running(nodes, "elastic", *expected, at="a"), 30)  # type: ignore[misc]
+                wait_until(lambda expected=expected: running(nodes, "elastic", *expected, at="a"), 60)  # type: ignore[misc]
 
             spare = agentctl("join", "elastic", "--nodes", nodes["e"].target, "--via", nodes["a"].target)
             assert spare.returncode == 0, spare.stderr
-            wait_until(lambda: nodes.status("elastic", "a").get("spares"), 30)
+            wait_until(lambda: nodes.status("elastic", "a").get("spares"), 60)
             assert running(nodes, "elastic", *"abcd", at="a")
 
             left = agentctl("leave", "elastic", "--nodes", nodes["b"].target)
             assert left.returncode == 0, left.stderr
-            wait_until(lambda: running(nodes, "elastic", *"acde", at="a"), 30)
+            wait_until(lambda: running(nodes, "elastic", *"acde", at="a"), 60)
 
             nodes["d"].lose()
             wait_until(lambda: running(nodes, "elastic", *"ace", at="a"), 60)
@@ -87,15 +87,15 @@ def test_a_node_whose_agent_fails_again_and_again_leaves_and_the_run_goes_on(tmp
         ]
         started = agentctl(*command, "--max-restarts", "5", str(script), str(end))
         assert started.returncode == 0, started.stderr
-        wait_until(lambda: running(nodes, "sick", "a", "b", at="a"), 30)
+        wait_until(lambda: running(nodes, "sick", "a", "b", at="a"), 60)
         # No host of b can write its reports any more, so that none lives for long.
         (reports,) = (nodes["b"].state_dir / "runs").rglob("host.jsonl")
         reports.unlink()
         reports.mkdir()
         (group,) = [g for n in nodes.status("sick", "b")["nodes"] if n["node_id"] == "b" for g in n["groups"]]
         os.kill(int(group["host_pid"]), signal.SIGKILL)
-        wait_until(lambda: running(nodes, "sick", "a", at="a"), 30)
-        wait_until(lambda: "hosts in a row were lost" in _reason(nodes, "sick", "b"), 30)
+        wait_until(lambda: running(nodes, "sick", "a", at="a"), 60)
+        wait_until(lambda: "hosts in a row were lost" in _reason(nodes, "sick", "b"), 60)
         assert nodes.phase("sick", "a") == "PHASE_RUNNING"
         end.touch()
         assert agentctl("wait", "sick", "--nodes", nodes["a"].target).returncode == 0
@@ -113,9 +113,9 @@ def test_losing_more_than_the_minimum_stops_the_rest_and_waits(tmp_path: Path) -
         command = ["run", "--detach", "--nodes", nodes.targets("a", "b"), "--run-id", "pair"]
         started = agentctl(*command, *SHORT_LEASE, str(script), str(end))
         assert started.returncode == 0, started.stderr
-        wait_until(lambda: running(nodes, "pair", "a", "b", at="a"), 30)
+        wait_until(lambda: running(nodes, "pair", "a", "b", at="a"), 60)
         nodes["b"].lose()
-        wait_until(lambda: nodes.phase("pair", "a") == "PHASE_RENDEZVOUS", 30)
+        wait_until(lambda: nodes.phase("pair", "a") == "PHASE_RENDEZVOUS", 60)
         assert not nodes.workers("pair")
         told = agentctl("events", "pair", "--nodes", nodes["a"].target).stdout
         assert "node lost" in told, told
@@ -123,7 +123,7 @@ def test_losing_more_than_the_minimum_stops_the_rest_and_waits(tmp_path: Path) -
         nodes.start("b2")
         joined = agentctl("join", "pair", "--nodes", nodes["b2"].target, "--via", nodes["a"].target)
         assert joined.returncode == 0, joined.stderr
-        wait_until(lambda: running(nodes, "pair", "a", "b2", at="a"), 30)
+        wait_until(lambda: running(nodes, "pair", "a", "b2", at="a"), 60)
         end.touch()
         assert agentctl("wait", "pair", "--nodes", nodes["a"].target).returncode == 0
 

@@ -44,7 +44,7 @@ def test_a_repeated_run_is_the_same_incarnation_and_starts_nothing(tmp_path: Pat
     script, end = write_script(tmp_path / "s.py", *UNTIL_TOLD), tmp_path / "end"
     with fleet(tmp_path, "a", "b") as nodes:
         first = detached(nodes, script, end)
-        wait_until(lambda: len(nodes.workers("r")) == 2, 30)
+        wait_until(lambda: len(nodes.workers("r")) == 2, 60)
         again = detached(nodes, script, end)
         assert again["incarnation"] == first["incarnation"]
         assert len(nodes.workers("r")) == 2
@@ -57,7 +57,7 @@ def test_a_live_run_with_another_spec_is_refused_and_told_what_differs(tmp_path:
     script, end = write_script(tmp_path / "s.py", *UNTIL_TOLD), tmp_path / "end"
     with fleet(tmp_path, "a") as nodes:
         detached(nodes, script, end)
-        wait_until(lambda: nodes.workers("r"), 30)
+        wait_until(lambda: nodes.workers("r"), 60)
         other = agentctl(
             "run", "--nodes", nodes.targets(), "--run-id", "r", "--max-restarts", "9", "--env", "A=b",
             str(script), str(end),
@@ -90,7 +90,7 @@ def test_two_clients_that_race_get_one_run(tmp_path: Path) -> None:
     with fleet(tmp_path, "a", "b", "c") as nodes:
         command = ["run", "--nodes", nodes.targets(), "--run-id", "r", str(script), str(end)]
         with Controller(*command, root=tmp_path) as one, Controller(*command, root=tmp_path) as two:
-            wait_until(lambda: len(list(tmp_path.glob("pid-*"))) == 3, 30)
+            wait_until(lambda: len(list(tmp_path.glob("pid-*"))) == 3, 60)
             end.touch()
             codes = one.wait(), two.wait()
         assert codes == (0, 0), one.err + two.err

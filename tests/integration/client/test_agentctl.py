@@ -56,10 +56,10 @@ def watched(fakes: FakeFleet) -> bool:
 
 def test_an_attached_run_shows_output_news_and_the_story_of_its_failure(fakes: FakeFleet) -> None:
     run = start("run", "--run-id", "r", "--nproc-per-node", "2", "x.py")
-    wait_until(lambda: is_running(fakes, "r"), 30)
+    wait_until(lambda: is_running(fakes, "r"), 60)
     fakes.write_log("r", rank=1, data=b"loss 0.5\nhalf a line")
     fakes.write_log("r", rank=3, data=b"oh no\n", stream=LogStream.STDERR)
-    wait_until(lambda: watched(fakes), 30)
+    wait_until(lambda: watched(fakes), 60)
     fakes.finish("r", rank=3, signal=9, message="killed", stderr_tail="oh no\n")
     out, err = run.communicate(timeout=TIMEOUT_S)
     assert run.returncode == 128 + 9
@@ -75,10 +75,10 @@ def test_an_attached_run_shows_output_news_and_the_story_of_its_failure(fakes: F
 
 def test_ctrl_c_stops_with_grace_then_at_once(fakes: FakeFleet) -> None:
     run = start("run", "--run-id", "r", "x.py")
-    wait_until(lambda: watched(fakes), 30)
+    wait_until(lambda: watched(fakes), 60)
     fakes[0].delay("Stop", 1.0)
     run.send_signal(signal.SIGINT)
-    wait_until(lambda: fakes[1].requests(service.StopRequest), 30)
+    wait_until(lambda: fakes[1].requests(service.StopRequest), 60)
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=TIMEOUT_S)
     assert run.returncode == ExitCode.INTERRUPTED
@@ -91,7 +91,7 @@ def test_ctrl_c_stops_with_grace_then_at_once(fakes: FakeFleet) -> None:
 def test_ctrl_c_of_an_attached_watcher_leaves_the_run_alone(fakes: FakeFleet) -> None:
     assert ctl("run", "--detach", "--run-id", "r", "x.py").stdout == "r\n"
     watcher = start("attach", "r")
-    wait_until(lambda: watched(fakes), 30)
+    wait_until(lambda: watched(fakes), 60)
     watcher.send_signal(signal.SIGINT)
     _, err = watcher.communicate(timeout=TIMEOUT_S)
     assert watcher.returncode == 130
@@ -103,7 +103,7 @@ def test_ctrl_c_of_an_attached_watcher_leaves_the_run_alone(fakes: FakeFleet) ->
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGKILL], ids=["terminal lost", "killed"])
 def test_losing_the_controller_stops_nothing(fakes: FakeFleet, signum: int) -> None:
     run = start("run", "--run-id", "r", "x.py")
-    wait_until(lambda: watched(fakes), 30)
+    wait_until(lambda: watched(fakes), 60)
     run.send_signal(signum)
     run.communicate(timeout=TIMEOUT_S)
     assert is_running(fakes, "r")
@@ -112,7 +112,7 @@ def test_losing_the_controller_stops_nothing(fakes: FakeFleet, signum: int) -> N
 
 def test_a_reader_that_goes_away_ends_the_command_quietly(fakes: FakeFleet) -> None:
     run = start("run", "--run-id", "r", "x.py")
-    wait_until(lambda: watched(fakes), 30)
+    wait_until(lambda: watched(fakes), 60)
     assert run.stdout is not None
     assert run.stderr is not None
     run.stdout.close()
@@ -125,9 +125,9 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(fakes: FakeFleet) -> N
 
 def test_json_is_the_run_alone_and_jsonl_every_event(fakes: FakeFleet) -> None:
     run = start("run", "--run-id", "r", "-o", "jsonl", "x.py")
-    wait_until(lambda: is_running(fakes, "r"), 30)
+    wait_until(lambda: is_running(fakes, "r"), 60)
     fakes.write_log("r", rank=0, data=b"hello\n")
-    wait_until(lambda: watched(fakes), 30)
+    wait_until(lambda: watched(fakes), 60)
     fakes.finish("r")
     out, _ = run.communicate(timeout=TIMEOUT_S)
     events = [json.loads(line) for line in out.splitlines()]
@@ -260,9 +260,9 @@ def test_a_missing_node_is_named_while_the_run_waits_and_joins_when_it_is_back(
     with said.open("w") as file:
         run = subprocess.Popen([AGENTCTL, "run", "--run-id", "r", "x.py"], stdout=file, stderr=file)
     missing = f"waiting for nodes: 1 of 2 there ({fakes.targets[0]}), missing: {fakes.targets[1]}"
-    wait_until(lambda: missing in said.read_text(), 30)
+    wait_until(lambda: missing in said.read_text(), 60)
     fakes[1].start()
-    wait_until(lambda: is_running(fakes, "r"), 30)
+    wait_until(lambda: is_running(fakes, "r"), 60)
     fakes.finish("r")
     assert run.wait(TIMEOUT_S) == 0
     assert f"node {fakes.targets[1]}: no agentd answers" in said.read_text()

@@ -125,7 +125,7 @@ def test_a_folder_called_agentd_beside_the_user_is_not_taken_for_the_program(tmp
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_stops_the_run_and_the_agentd(tmp_path: Path, own_state: Path, signum: int) -> None:
     run = start("--stop-grace", "5", program(tmp_path, SLEEPER), str(tmp_path))
-    wait_until(lambda: pids(tmp_path), 30)
+    wait_until(lambda: pids(tmp_path), 60)
     run.send_signal(signum)
     _, err = run.communicate(timeout=TIMEOUT_S)
     assert run.returncode == 128 + signum, err
@@ -136,12 +136,12 @@ def test_a_signal_stops_the_run_and_the_agentd(tmp_path: Path, own_state: Path, 
 
 def test_kill_9_of_agentctl_leaves_nothing(tmp_path: Path, own_state: Path) -> None:
     run = start("--nproc-per-node", "2", "--stop-grace", "1", program(tmp_path, SLEEPER), str(tmp_path))
-    wait_until(lambda: len(pids(tmp_path)) == 4, 30)
+    wait_until(lambda: len(pids(tmp_path)) == 4, 60)
     everyone = pids(tmp_path) + agentd_pids(own_state)
     run.kill()
     run.communicate(timeout=TIMEOUT_S)
-    wait_until(lambda: all(is_gone(pid) for pid in everyone), 30)
-    wait_until(lambda: not agentd_pids(own_state), 30)
+    wait_until(lambda: all(is_gone(pid) for pid in everyone), 60)
+    wait_until(lambda: not agentd_pids(own_state), 60)
 
 
 STOPS_AT_ITS_START = """
@@ -162,7 +162,7 @@ def test_ctrl_c_while_agentd_starts_leaves_nothing_and_says_so(
     _, told = run.communicate(timeout=TIMEOUT_S)
     assert run.returncode == ExitCode.INTERRUPTED
     assert told.strip() == "agentctl: interrupted before the run was started: nothing of it is left"
-    wait_until(lambda: is_gone(agentd), 30)
+    wait_until(lambda: is_gone(agentd), 60)
 
 
 def test_a_terminal_that_is_lost_while_agentd_starts_does_not_end_the_run(
@@ -187,7 +187,7 @@ def test_a_lost_terminal_does_not_end_the_run(tmp_path: Path) -> None:
         "while not pathlib.Path(sys.argv[1], 'end').exists(): time.sleep(0.02)\n",
     )
     run = start(script, str(tmp_path))
-    wait_until((tmp_path / "up").exists, 30)
+    wait_until((tmp_path / "up").exists, 60)
     run.send_signal(signal.SIGHUP)
     (tmp_path / "end").touch()
     _, err = run.communicate(timeout=TIMEOUT_S)
@@ -245,7 +245,7 @@ def test_an_agentd_that_was_stopped_by_a_signal_ends_with_agentctl(tmp_path: Pat
 
     wait_until(has_left, TIMEOUT_S)
     run.communicate()
-    wait_until(lambda: is_gone(agentd) and all(map(is_gone, pids(tmp_path))), 30)
+    wait_until(lambda: is_gone(agentd) and all(map(is_gone, pids(tmp_path))), 60)
 
 
 def test_a_missing_script_is_refused_by_name(tmp_path: Path) -> None:

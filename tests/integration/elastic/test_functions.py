@@ -327,7 +327,7 @@ def test_the_others_end_with_the_first_and_are_no_failures(group: Group, method:
 @all_methods
 def test_a_worker_that_ignores_sigterm_is_killed_after_its_grace(group: Group, method: str) -> None:
     context = group.start(functions.ignore_sigterm, str(group.folder), method=method)
-    wait_until((group.folder / "up").exists, 30)
+    wait_until((group.folder / "up").exists, 60)
     context.close(timeout=0.2)
     assert not group.left()
     assert not Path(f"/proc/{context.pids()[0]}").exists()
@@ -349,8 +349,8 @@ def _living_in(session: int) -> list[int]:
 @all_methods
 def test_grandchildren_die_with_a_stopped_worker(group: Group, method: str) -> None:
     context = group.start(functions.sleep_with_grandchild, str(group.folder), method=method)
-    wait_until((group.folder / "up").exists, 30)
-    wait_until(lambda: (group.folder / "forked").exists() and (group.folder / "forked").read_text(), 30)
+    wait_until((group.folder / "up").exists, 60)
+    wait_until(lambda: (group.folder / "forked").exists() and (group.folder / "forked").read_text(), 60)
     session = context.pids()[0]
     assert len(_living_in(session)) == 3
     context.close(timeout=5)
@@ -392,7 +392,7 @@ def test_somebody_who_reaps_all_of_multiprocessings_children_changes_nothing(
 ) -> None:
     context = group.start(functions.leave, "os._exit", 5, method=method)
     pid = context.pids()[0]
-    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z", 30)
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z", 60)
     assert multiprocessing.active_children() == []
     assert Path(f"/proc/{pid}").exists(), "it keeps its pid until its session is swept"
     assert group.end(context).failures[0].exitcode == 5
@@ -448,7 +448,7 @@ def test_workers_and_what_they_started_die_when_their_agents_process_is_killed(
         wait_until(lambda: (group.folder / "up0").exists() and (group.folder / "up1").exists(), 60)
         host.kill()
         host.wait()
-        wait_until(lambda: not group.left(), 20)
+        wait_until(lambda: not group.left(), 60)
     finally:
         host.kill()
         host.wait()
@@ -469,7 +469,7 @@ def test_a_process_that_the_agent_forked_keeps_no_worker_alive(group: Group) -> 
         workers = _written_pids(group.folder / "pids")
         host.kill()
         host.wait()
-        wait_until(lambda: not any(_living_in(pid) for pid in workers), 20)
+        wait_until(lambda: not any(_living_in(pid) for pid in workers), 60)
         assert bystander in group.left()
     finally:
         host.kill()
@@ -487,7 +487,7 @@ def test_a_signal_during_a_wait_is_raised_there(group: Group, method: str) -> No
         wait_until(lambda: kernel_view.catches(host.pid, signal.SIGTERM), what="it waits")
         host.send_signal(signal.SIGTERM)
         assert host.wait(timeout=60) == 100 + signal.SIGTERM
-        wait_until(lambda: not group.left(), 20)
+        wait_until(lambda: not group.left(), 60)
     finally:
         host.kill()
         host.wait()

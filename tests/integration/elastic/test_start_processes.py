@@ -90,7 +90,7 @@ def test_all_that_failed_by_themselves_are_told_and_none_that_was_stopped(tmp_pa
         # Both fail before anybody looks.
         pids = context.pids()
         for rank in (0, 1):
-            wait_until(lambda pid=pids[rank]: " Z " in Path(f"/proc/{pid}/stat").read_text(), 30)  # type: ignore[misc]
+            wait_until(lambda pid=pids[rank]: " Z " in Path(f"/proc/{pid}/stat").read_text(), 60)  # type: ignore[misc]
         result = context.wait(PATIENCE_S)
         assert result is not None
         assert {rank: failure.exitcode for rank, failure in result.failures.items()} == {0: 3, 1: 4}
@@ -198,14 +198,14 @@ def test_a_signal_ends_a_wait_for_those_that_take_long_to_stop(tmp_path: Path) -
 
 
 def _interrupt_when(file: Path) -> None:
-    wait_until(file.exists, 30)
+    wait_until(file.exists, 60)
     os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_close_that_an_interrupt_cut_short_can_be_repeated(tmp_path: Path) -> None:
     stubborn = 'trap "touch $F/stopping" TERM; touch $F/up; while :; do sleep 0.05; done'
     with _shells(tmp_path, stubborn) as context:
-        wait_until((tmp_path / "up").exists, 30)
+        wait_until((tmp_path / "up").exists, 60)
         signals = threading.Thread(target=_interrupt_when, args=(tmp_path / "stopping",))
         signals.start()
         try:
@@ -224,7 +224,7 @@ def test_the_signals_to_take_can_be_chosen(tmp_path: Path, monkeypatch: pytest.M
     former = signal.signal(signal.SIGHUP, lambda signum, _frame: got.append(signum))
     try:
         with _shells(tmp_path, 'kill -HUP $PPID; while [ ! -e "$F/go" ]; do sleep 0.01; done') as context:
-            wait_until(lambda: got, 30)
+            wait_until(lambda: got, 60)
             (tmp_path / "go").touch()
             assert context.wait(PATIENCE_S) is not None
     finally:
