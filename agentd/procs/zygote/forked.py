@@ -24,6 +24,9 @@ from agentd.procs.zygote.wire import ZygoteError, in_memory, receive, send
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS})
 BEGIN_TIMEOUT_S = 10.0
 """A blank that has not begun by then is given up."""
+HEAD_START_S = 0.005
+"""How long the others wait at most until the first has begun: forks are at their first line together, and a
+rank that finds no store of rank 0 yet waits 250 to 750 ms before torch's TCPStore looks for it again."""
 
 
 class BlankLost(Exception):
@@ -134,6 +137,10 @@ class Blank:
         self.given = True
         return ForkedChild(identity, self._lifeline)
 
+    def answers_within(self, limit_s: float) -> bool:
+        """Wait so long for what it says to its order."""
+        return bool(select.select([self._connection], [], [], limit_s)[0])
+
     def kill(self) -> None:
         """End it, whatever it does."""
         if self.given or self.lost:
@@ -173,7 +180,7 @@ class Blank:
         self._changed(self)
 
     def _answer(self) -> Mapping[str, object]:
-        readable, _, _ = select.select([self._connection], [], [], BEGIN_TIMEOUT_S)
+        readable = self.answers_within(BEGIN_TIMEOUT_S)
         try:
             answer = receive(self._connection) if readable else None
         except ZygoteError as error:
@@ -188,20 +195,13 @@ def start_all(
 ) -> Generator[Leader, None, None]:
     """Start several, each from one of the blanks while there are any, and give them in their order.
 
-    As `spawn_all`, which starts those for whom there is no blank, or one that was lost just now. The first
-    has begun before the others have their orders: they are at their first line together, and a rank that
-    finds no store of rank 0 yet waits 250 to 750 ms before torch's TCPStore looks for it again.
+    As `spawn_all`, which starts those for whom there is no blank, or one that was lost just now.
     """
-    yield from _start_together(blanks, orders[:1])
-    yield from _start_together(blanks, orders[1:])
-
-
-def _start_together(
-    blanks: list[Blank], orders: Sequence[tuple[Order, frozenset[int] | None]]
-) -> Generator[Leader, None, None]:
     begun: list[tuple[Order, Blank | None]] = []
     try:
         for order, cpus in orders:
+            if len(begun) == 1 and (first := begun[0][1]) is not None:
+                first.answers_within(HEAD_START_S)
             begun.append((order, _ordered(blanks, order, cpus)))
         for order, blank in begun:
             yield _started(order, blank)

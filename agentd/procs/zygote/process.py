@@ -125,19 +125,20 @@ class Zygote:
         self.blanks = [blank for blank in self.blanks if not (blank.lost and blank.reaped())]
         return gone and not self.blanks
 
-    def _hear(self) -> None:
+    def _hear(self) -> bool:
+        """Whether it has said something more."""
         try:
             message = receive(self._connection)
         except BlockingIOError:
-            return
+            return False
         except ZygoteError as error:
             self.refused = True
             self.kill(str(error))
-            return
+            return True
         if message is None:
             # What ended it comes with its exit.
             self._waiter.remove(self._connection)
-            return
+            return False
         kind, problem = message.get("op"), str(message.get("problem", ""))
         if kind == "ready":
             self.ready, self.ready_at = True, self._waiter.now()
@@ -146,8 +147,12 @@ class Zygote:
         elif kind == "failed":
             self.refused = True
             self.kill(problem)
+        return True
 
     def _ended(self, info: ExitInfo) -> None:
+        # Its exit may be told before its last word, which says more.
+        while not self.over and self._hear():
+            pass
         self._finish(f"it ended with {info.summary}")
 
     def _finish(self, problem: str) -> None:

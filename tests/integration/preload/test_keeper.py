@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from agentd.procs import prctl, procfs
 from agentd.procs.identity import identify, is_alive
 from agentd.procs.waiter import Waiter
 from agentd.procs.zygote.command import NotForkable, python_command
-from agentd.procs.zygote.forked import BlankLost, start_all
+from agentd.procs.zygote.forked import Blank, BlankLost, start_all
 from agentd.procs.zygote.keeper import Keeper
 from tests.integration.preload.rig import PYTHON, Commands, Streams, begin, waited_for
 from tests.support.waiting import wait_until
@@ -241,18 +242,26 @@ def test_a_parked_blank_that_was_killed_is_no_worker(commands: Commands, waiter:
     assert keeper.pids() == frozenset()
 
 
-def test_the_first_has_begun_before_the_others_have_their_orders(commands: Commands, waiter: Waiter) -> None:
+def test_the_first_has_begun_before_the_others_have_their_orders(
+    commands: Commands, waiter: Waiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentd.procs.zygote.forked.HEAD_START_S", 20.0)
+    ordered: list[Blank] = []
+    first_had_begun: list[bool] = []
+    give_order = Blank.order
+
+    def order(blank: Blank, *order: Any) -> None:
+        first_had_begun.extend(first.answers_within(0) for first in ordered[:1])
+        give_order(blank, *order)
+        ordered.append(blank)
+
+    monkeypatch.setattr(Blank, "order", order)
     keeper = keeper_of(commands, waiter)
     try:
-        blanks = keeper.take(3)
         with Streams() as streams:
-            starting = start_all(blanks, [(commands.order(ARGV, streams), None)] * 3)
-            children = [next(starting)]
-            assert len(blanks) == 2
-            children += starting
-            assert not blanks
-            ends = [waited_for(waiter, child).summary for child in children]
-            assert ends == ["exit code 3"] * 3
+            children = list(start_all(keeper.take(3), [(commands.order(ARGV, streams), None)] * 3))
+            assert [waited_for(waiter, child).summary for child in children] == ["exit code 3"] * 3
+        assert first_had_begun == [True, True]
     finally:
         keeper.close()
 
