@@ -65,7 +65,7 @@ LEAN_IMPORTS = {
         "grpc_reflection.v1alpha",
     },
     "agentd_client": {"grpc", "google.protobuf", "asyncio"},
-    "agentctl.main": {
+    "agentctl.cli": {
         *("grpc", "google.protobuf", "asyncio", "torch", "prometheus_client", "sqlite3", "rich"),
         *("agentd_client", "agentd.api.types", "agentd.daemon", "agentd.elastic"),
     },
@@ -73,10 +73,10 @@ LEAN_IMPORTS = {
 }
 # What needs nobody on the wire waits for no gRPC: it is most of the time that a program takes to start.
 COMMANDS_WITHOUT_GRPC = (
-    ("agentctl.main", "agentctl", "version"),
-    ("agentctl.main", "agentctl", "run", "--help"),
-    ("agentctl.main", "agentctl", "run", "--nodes", "a"),
-    ("agentctl.main", "agentctl", "stop"),
+    ("agentctl.cli", "agentctl", "version"),
+    ("agentctl.cli", "agentctl", "run", "--help"),
+    ("agentctl.cli", "agentctl", "run", "--nodes", "a"),
+    ("agentctl.cli", "agentctl", "stop"),
     ("agentd.cli", "agentd", "config"),
 )
 

@@ -16,7 +16,7 @@ def completion(shell: str) -> int:
     """
     from click.shell_completion import get_completion_class
 
-    from agentctl.main import agentctl
+    from agentctl.cli import agentctl
 
     kind = get_completion_class(shell)
     assert kind is not None

@@ -359,3 +359,22 @@ def test_completion_leaves_paths_to_the_shell(line: str) -> None:
         "COMP_CWORD": str(len(words) - 1),
     }
     assert ctl(env=env).stdout.splitlines() == ["file,tr"]
+
+
+SLOW_IMPORT = """
+import pathlib, time
+pathlib.Path(__file__).with_name("importing").touch()
+time.sleep(60)
+"""
+
+
+def test_ctrl_c_while_it_imports_ends_it_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "click.py").write_text(SLOW_IMPORT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    asked = start("version")
+    wait_until((tmp_path / "importing").exists, TIMEOUT_S)
+    asked.send_signal(signal.SIGINT)
+    assert asked.communicate(timeout=TIMEOUT_S) == ("", "")
+    assert asked.returncode == -signal.SIGINT

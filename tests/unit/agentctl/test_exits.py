@@ -10,7 +10,7 @@ import pytest
 
 from agentctl import exits
 from agentctl.exits import ExitCode, HealthExit
-from agentctl.main import COMMANDS, agentctl
+from agentctl.cli import COMMANDS, agentctl
 from agentd.api import errors
 from agentd.api.types import Failure, Phase, RunStatus
 from agentd_client.failures import RunRefused
