@@ -22,7 +22,7 @@ from tests.support.netns import Network
 from tests.support.waiting import wait_until
 
 BIN = Path(sys.executable).parent
-START_S = 30.0
+START_S = 60.0
 CALL_S = 60.0
 REAP_GRACE_S = 0.5
 UNKNOWN: dict[str, Any] = {"nodes": [], "phase": ""}

@@ -23,9 +23,9 @@ from agentd.v1 import run_pb2
 from agentd.v1.agent_service_pb2_grpc import AgentServiceStub
 from tests.support.waiting import wait_until
 
-START_S = 30.0
+START_S = 60.0
 CALL_S = 20.0
-END_S = 30.0
+END_S = 60.0
 
 
 @dataclass
