@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agentctl.exits import ExitCode
 from agentctl.cli import main
+from agentctl.exits import ExitCode
 from agentctl.show.drains import drain_line, left_line, promise
 from agentctl.show.tables import nodes_table
 from agentctl.show.words import clock_time

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agentctl import exits
-from agentctl.exits import ExitCode, HealthExit
 from agentctl.cli import COMMANDS, agentctl
+from agentctl.exits import ExitCode, HealthExit
 from agentd.api import errors
 from agentd.api.types import Failure, Phase, RunStatus
 from agentd_client.failures import RunRefused
