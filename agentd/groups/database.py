@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from agentd.groups.salvage import TABLES, columns, copy_readable
+from agentd.groups.salvage import TABLES, columns, copy_readable, mended_header
 from agentd.groups.schema import VERSION, NewerSchema, migrate
 from agentd.quickdata import dataclass
 
@@ -29,6 +29,8 @@ WAIT_S = 5.0
 SHARED_MEMORY = "/dev/shm"
 
 _PROGRESS = 10_000
+_TOLD_OF_A_DAMAGED_SCHEMA = ("duplicate column name", "table ", "index ")
+"""How SQLite begins when a file has another schema than the number in it says."""
 _log = logging.getLogger(__name__)
 
 
@@ -42,14 +44,19 @@ class Opened:
 
 
 class Connection(sqlite3.Connection):
-    """SQLite's errors quote what is damaged, which Python may be unable to decode: that is damage as well."""
+    """Names as damage what SQLite takes for another kind of file, or for a mistake in a statement."""
 
     def execute(self, *statement: Any) -> sqlite3.Cursor:
         """As SQLite's, with no other errors than its own."""
         try:
             return super().execute(*statement)
         except UnicodeDecodeError as error:
+            # Its errors quote what is damaged, which Python may be unable to decode.
             raise sqlite3.DatabaseError(f"its schema is damaged: {error.object!r:.200}") from error
+        except sqlite3.OperationalError as error:
+            if not str(error).startswith(_TOLD_OF_A_DAMAGED_SCHEMA):
+                raise
+            raise sqlite3.DatabaseError(f"its schema is damaged: {error}") from error
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -83,6 +90,8 @@ def open_database(path: Path, now: float) -> Opened:
 
 def connect(path: Path) -> sqlite3.Connection:
     """The file, brought to this schema. Raises as SQLite does, and `NewerSchema`."""
+    if mended_header(path):
+        raise sqlite3.DatabaseError("its header is damaged")
     db = sqlite3.connect(path, timeout=WAIT_S, factory=Connection)
     try:
         migrate(db)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -14,7 +13,11 @@ from agentd.groups.schema import STEPS, VERSION, migrate
 
 TABLES = ("meta", "runs", "groups", "hub", "events", "elastic_events")
 _HEADER = 100
-"""Bytes, of which two say how long a page is and four how many there are."""
+"""Bytes. What they are is in https://www.sqlite.org/fileformat.html#the_database_header."""
+_MAGIC = b"SQLite format 3\0"
+_HIGHEST_FORMAT = 4
+_HIGHEST_VERSION = 999
+"""Of any schema of ours, ever."""
 
 
 def copy_readable(
@@ -23,7 +26,7 @@ def copy_readable(
     """Make `fresh` of all rows that can be read; answers what is lost. `connect` opens a file as it is."""
     fresh.touch(mode=0o600)
     with contextlib.ExitStack() as stack:
-        whole = stack.enter_context(_of_full_length(path))
+        whole = stack.enter_context(_readable_form(path))
         old = stack.enter_context(contextlib.closing(connect(whole)))
         new = stack.enter_context(contextlib.closing(sqlite3.connect(fresh)))
         old.text_factory = bytes
@@ -38,11 +41,29 @@ def copy_readable(
     return lost
 
 
+def mended_header(path: Path) -> bytes:
+    """The file's header as it should be; empty if it is sound, or no header of SQLite's at all.
+
+    What SQLite does not take for damage: versions that make the file one of a later SQLite, for reading only
+    or not even that, and a number of our schema that can never have been there.
+    """
+    header = _header(path)
+    sound = bytearray(header)
+    if header:
+        if max(header[18:20]) > 2:
+            sound[18:20] = b"\2\2"  # with a write-ahead log
+        if int.from_bytes(header[44:48], "big") > _HIGHEST_FORMAT:
+            sound[44:48] = _HIGHEST_FORMAT.to_bytes(4, "big")
+        if int.from_bytes(header[60:64], "big") > _HIGHEST_VERSION:
+            sound[60:64] = VERSION.to_bytes(4, "big")
+    return bytes(sound) if sound != header else b""
+
+
 @contextlib.contextmanager
-def _of_full_length(path: Path) -> Iterator[Path]:
-    """The file or, if it was cut short, a copy with nothing where it ended: SQLite reads no other."""
-    size = _full_size(path)
-    if size <= path.stat().st_size:
+def _readable_form(path: Path) -> Iterator[Path]:
+    """The file or, if its header is damaged or it was cut short, a copy that SQLite reads."""
+    size, header = _full_size(path), mended_header(path)
+    if size <= path.stat().st_size and not header:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="agentd-journal-", dir=path.parent) as folder:
@@ -50,27 +71,45 @@ def _of_full_length(path: Path) -> Iterator[Path]:
         shutil.copyfile(path, copy)
         with contextlib.suppress(FileNotFoundError):
             shutil.copyfile(f"{path}-wal", f"{copy}-wal")
-        with contextlib.suppress(OSError):  # what says how long it was may be damaged, too
-            os.truncate(copy, size)
+        with copy.open("r+b") as file, contextlib.suppress(OSError):
+            file.write(header)
+            if size > path.stat().st_size:  # what says how long it was may be damaged, too
+                file.truncate(size)
         yield copy
 
 
 def _full_size(path: Path) -> int:
     """As the file's first page says; 0 if there is none."""
-    with path.open("rb") as file:
-        header = file.read(_HEADER)
-    if len(header) < _HEADER or not header.startswith(b"SQLite format 3\0"):
+    header = _header(path)
+    if not header:
         return 0
     page = int.from_bytes(header[16:18], "big")
     return (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
 
 
+def _header(path: Path) -> bytes:
+    """Empty if the file has none."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER)
+    return header if len(header) == _HEADER and header.startswith(_MAGIC) else b""
+
+
 def _version(db: sqlite3.Connection) -> int:
-    try:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-    except sqlite3.DatabaseError:
-        return VERSION
-    return version if 0 < version <= VERSION else VERSION
+    """Of its schema: the newest that it has whole, else what its header says."""
+    with contextlib.suppress(sqlite3.DatabaseError):
+        for version in range(VERSION, 0, -1):
+            if _has_schema(db, version):
+                return version
+        (told,) = db.execute("PRAGMA user_version").fetchone()
+        return told if 0 < told <= VERSION else VERSION
+    return VERSION
+
+
+def _has_schema(db: sqlite3.Connection, version: int) -> bool:
+    with contextlib.closing(sqlite3.connect(":memory:")) as model:
+        migrate(model, STEPS[:version])
+        model.text_factory = db.text_factory
+        return all(columns(db, table) == columns(model, table) for table in TABLES)
 
 
 def _copy_table(old: sqlite3.Connection, new: sqlite3.Connection, table: str) -> str:
