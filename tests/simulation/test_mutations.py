@@ -56,7 +56,7 @@ def begins_again_without_its_members(
 
 
 def holds_whoever_answers_for_a_lease(contacts: Contacts, sequence: int, now: float) -> Any:
-    return contacts._prove(now + 2.0, now) if contacts._lease else None
+    return contacts._prove(now + 3.0, now) if contacts._lease else None
 
 
 def forgets_what_was_not_answered(_book: MemberBook, _now: float) -> list[Any]:
