@@ -24,17 +24,27 @@ PATIENCE_S: Final = 60.0
 def deaths(root: Path, rounds: int) -> list[Figure]:
     """The victim is a member, no hub. Its workers go on, and so does the round."""
     script = str(write_script(root / "sleep.py", "import time", "time.sleep(3600)"))
-    samples: list[float] = []
     with fleet(root, *NODES) as made:
         _ctl("run", "--detach", "--nodes", made.targets(), "--run-id", RUN, script)
         wait_until(lambda: len(made.workers(RUN)) == len(NODES), PATIENCE_S)
-        for _ in range(rounds):
-            samples += asyncio.run(asyncio.wait_for(_one_death(made), PATIENCE_S))
-            made.again(VICTIM)
-            wait_until(lambda: not any(node["detached"] for node in made.status(RUN)["nodes"]), PATIENCE_S)
+        samples = asyncio.run(_deaths(made, rounds))
         _ctl("stop", RUN, "--nodes", made.targets(), "--stop-grace", "1")
     what = f"agentd of one of {len(NODES)} nodes killed: the Watch streams of all others tell"
     return [Figure(what=what, unit="ms", ours=tuple(samples), target="<= 100")]
+
+
+async def _deaths(made: Fleet, rounds: int) -> list[float]:
+    """All on one loop: gRPC tells a loop that is closed what it hears late, and complains."""
+    samples: list[float] = []
+    for _ in range(rounds):
+        samples += await asyncio.wait_for(_one_death(made), PATIENCE_S)
+        await asyncio.to_thread(_bring_back, made)
+    return samples
+
+
+def _bring_back(made: Fleet) -> None:
+    made.again(VICTIM)
+    wait_until(lambda: not any(node["detached"] for node in made.status(RUN)["nodes"]), PATIENCE_S)
 
 
 async def _one_death(made: Fleet) -> list[float]:
