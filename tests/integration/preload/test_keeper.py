@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,16 @@ def commands(tmp_path: Path) -> Commands:
 def waiter() -> Iterator[Waiter]:
     with Waiter() as found:
         yield found
+
+
+def served_until(waiter: Waiter, condition: Callable[[], bool]) -> None:
+    """A keeper works within a wait, and does not end it."""
+
+    def looked() -> bool:
+        waiter.wait(waiter.now() + 0.01)
+        return condition()
+
+    wait_until(looked)
 
 
 def keeper_of(commands: Commands, waiter: Waiter, module: str = "", **limits: float) -> Keeper:
@@ -115,7 +125,7 @@ def test_an_import_that_hangs_is_given_up_once_and_for_all(commands: Commands, w
         for _ in range(2):
             assert keeper.take(1) == []
             assert keeper.problem == "to import preloaded took longer than 0.5 s"
-        assert waiter.wait_until(lambda: not keeper.pids(), waiter.now() + 10)
+        served_until(waiter, lambda: not keeper.pids())
     finally:
         keeper.close()
 
@@ -166,14 +176,14 @@ def test_a_killed_zygote_takes_no_worker_with_it_and_another_one_follows(
             worker = begin(worker_blank, commands.order(ARGV, streams))
             (zygote,) = keeper.sessions()
             os.kill(zygote.pid, signal.SIGKILL)
-            waiter.wait_until(lambda: zygote not in keeper.sessions(), waiter.now() + 10)
+            served_until(waiter, lambda: zygote not in keeper.sessions())
             assert is_alive(worker.identity)
             # Blanks that were handed out stay usable, too.
             second = begin(parked, commands.order(ARGV, streams))
             (commands.folder / "go").touch()
             assert waited_for(waiter, worker).summary == "exit code 3"
             assert waited_for(waiter, second).summary == "exit code 3"
-            assert waiter.wait_until(lambda: bool(keeper.sessions() - {zygote}), waiter.now() + 20)
+            served_until(waiter, lambda: bool(keeper.sessions() - {zygote}))
             assert len(keeper.take(1)) == 1
         finally:
             keeper.close()
@@ -184,13 +194,13 @@ def test_a_zygote_that_does_not_fork_in_time_is_waited_for_once(commands: Comman
     keeper.start()
     keeper.stock(1)
     try:
-        assert waiter.wait_until(lambda: len(keeper.pids()) == 2, waiter.now() + 20)
+        served_until(waiter, lambda: len(keeper.pids()) == 2)
         (zygote,) = keeper.sessions()
         os.kill(zygote.pid, signal.SIGSTOP)
         assert keeper.take(2) == []
         assert keeper.problem == "only 0 of 2 workers could be forked: it did not fork within 0.3 s"
-        assert waiter.wait_until(lambda: zygote not in keeper.sessions(), waiter.now() + 20)
-        assert waiter.wait_until(lambda: bool(keeper.sessions()), waiter.now() + 20)
+        served_until(waiter, lambda: zygote not in keeper.sessions())
+        served_until(waiter, lambda: bool(keeper.sessions()))
     finally:
         keeper.close()
 
@@ -205,8 +215,8 @@ def test_a_zygote_that_dies_again_and_again_without_use_is_given_up(
     try:
         keeper.start()
         started = commands.folder / "started"
-        waiter.wait_until(lambda: started.exists() and len(started.read_text()) == 3, waiter.now() + 20)
-        waiter.wait_until(lambda: not keeper.sessions(), waiter.now() + 20)
+        served_until(waiter, lambda: started.exists() and len(started.read_text()) == 3)
+        served_until(waiter, lambda: not keeper.sessions())
         assert keeper.take(1) == []
         assert keeper.problem == "the zygote is gone: it ended with SIGALRM"
         assert started.read_text() == "xxx"
@@ -218,7 +228,7 @@ def test_a_module_that_forks_is_named(commands: Commands, waiter: Waiter) -> Non
     keeper = keeper_of(commands, waiter, FORKS)
     try:
         keeper.start()
-        waiter.wait_until(lambda: not keeper.sessions(), waiter.now() + 20)
+        served_until(waiter, lambda: not keeper.sessions())
         assert keeper.take(1) == []
         assert keeper.problem == "import preloaded forked, and the fork went on as if it were the zygote"
     finally:
@@ -273,7 +283,7 @@ def test_blanks_in_stock_are_there_at_once_and_end_with_the_keeper(
     keeper.start()
     keeper.stock(3)
     try:
-        waiter.wait_until(lambda: len(keeper.pids()) == 4, waiter.now() + 20)
+        served_until(waiter, lambda: len(keeper.pids()) == 4)
         pids = keeper.pids()
         zygote = next(iter(keeper.sessions())).pid
         stats = [procfs.read_stat(pid) for pid in pids - {zygote}]
