@@ -18,6 +18,9 @@ from tests.support.waiting import wait_until
 
 ASKS_FOR_STACKS = {SIGNAL_VARIABLE: str(default_signal())}
 
+EXPIRED = r"timer 'step' expired (1|0\.\d) s after it was set"
+"""What is told of `HANGS`: counted from when the server hears of it, on a busy machine a little late."""
+
 HANGS = """
 import os, sys, time
 from agentd.elastic import timer
