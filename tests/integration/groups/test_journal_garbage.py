@@ -87,7 +87,7 @@ async def begin(path: Path) -> None:
     await journal.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_garbage_in_rows_never_stops_a_start_and_costs_no_other_row(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +105,7 @@ def test_garbage_in_rows_never_stops_a_start_and_costs_no_other_row(data: st.Dat
         assert (DAMAGED in journal.problems) == bool(missing)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @example([(0.0625, b"\x80")])  # a name in the schema that is no UTF-8: SQLite's error quotes it
 @example([(0.05, b"$")])  # another name in the schema than that of a column
 @example([(0.001, b"\0\0\0\0\0\0\0\5")])  # a format of SQLite's that is none yet

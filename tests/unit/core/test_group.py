@@ -320,7 +320,7 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAnyOrder.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 def resumed(*events: ev.GroupEvent, now: float = 0.0) -> tuple[GroupState, list[ev.Effect]]:

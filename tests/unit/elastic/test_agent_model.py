@@ -301,7 +301,7 @@ scripts = st.builds(
 
 
 @given(scripts)
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=250)
 def test_an_agent_does_what_the_rules_say_in_every_order_of_events(
     captured: EventList, script: Script
 ) -> None:
