@@ -5,6 +5,7 @@ A training script pays for the names it uses; to import the whole library takes 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 
@@ -28,7 +29,10 @@ def found_late(package: str, names: Collection[str], homes: Sequence[str]) -> Ca
             for home in homes:
                 module = import_module(f"{package}.{home}")
                 if hasattr(module, name):
-                    return getattr(module, name)
+                    found = getattr(module, name)
+                    # Kept, as an import keeps it: a training asks for its timer in each step.
+                    setattr(sys.modules[package], name, found)
+                    return found
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return find

@@ -25,6 +25,13 @@ def test_every_public_name_is_there(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", LATE)
+def test_a_name_is_looked_for_once(package: str) -> None:
+    module = importlib.import_module(package)
+    for name in module.__all__:
+        assert getattr(module, name) is vars(module)[name]
+
+
+@pytest.mark.parametrize("package", LATE)
 def test_an_unknown_name_is_an_attribute_error_that_names_the_package(package: str) -> None:
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
         importlib.import_module(package).nothing  # noqa: B018
